@@ -1,0 +1,214 @@
+package freshen
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/go-json-experiment/json/jsontext"
+	"maunium.net/go/mautrix/id"
+)
+
+// Limits of what a destination may answer with.
+const (
+	// MaxDeviceListBytes bounds the body of GET /user/devices, after decompression.
+	MaxDeviceListBytes = 16 << 20
+	// MaxDevices bounds the number of devices in one list.
+	MaxDevices = 10_000
+	// maxDeviceIDLength bounds a device ID; the specification names no limit, homeservers store at most this much.
+	maxDeviceIDLength = 255
+	// maxDisplayNameLength bounds a device's display name; a longer one is absent.
+	maxDisplayNameLength = 1024
+)
+
+// DeviceList is the device list of one user as their own server told it (GET /_matrix/federation/v1/user/devices),
+// checked by [ParseDeviceList]. Keys are kept as the bytes that came, since re-encoding would break signatures over
+// fields that we do not know.
+type DeviceList struct {
+	UserID id.UserID `json:"user_id"`
+	// StreamID is what the server said, or nil where that was no integer. It may go backwards and orders nothing: a
+	// change is told by [DeviceList.Hash].
+	StreamID *int64   `json:"stream_id"`
+	Devices  []Device `json:"devices"`
+	// MasterKey and SelfSigningKey are the user's public cross-signing keys, nil where absent.
+	MasterKey      json.RawMessage `json:"master_key,omitempty"`
+	SelfSigningKey json.RawMessage `json:"self_signing_key,omitempty"`
+	// Dropped counts what was left out, by reason. It is not part of the list.
+	Dropped map[DropReason]int `json:"-"`
+}
+
+// Device is one device of a [DeviceList]. Keys is the JSON object of its device keys; DisplayName is empty where absent.
+type Device struct {
+	ID          id.DeviceID     `json:"device_id"`
+	Keys        json.RawMessage `json:"keys"`
+	DisplayName string          `json:"device_display_name,omitempty"`
+}
+
+// DropReason says why a part of an otherwise good list was left out.
+type DropReason string
+
+const (
+	DropNoObject    DropReason = "no_object"    // a device, or its keys, is no JSON object
+	DropBadID       DropReason = "bad_id"       // the device ID is missing, no string, empty or too long
+	DropDuplicate   DropReason = "duplicate"    // the device ID stands twice: every one with that ID goes
+	DropOtherID     DropReason = "other_id"     // the inner user_id or device_id is another's
+	DropCrossSigner DropReason = "cross_signer" // a cross-signing key of another user, of another usage, or no object
+)
+
+// ParseDeviceList reads the body of GET /user/devices/{target}, leniently part by part and strictly as a whole: a
+// device that does not match is dropped and counted; a body that is no device list of target is an error. body must not
+// be longer than [MaxDeviceListBytes]; the list shares no memory with it.
+func ParseDeviceList(body []byte, target id.UserID) (*DeviceList, error) {
+	if len(body) > MaxDeviceListBytes {
+		return nil, fmt.Errorf("device list of %d bytes is over the limit of %d", len(body), MaxDeviceListBytes)
+	}
+	var wire struct {
+		UserID         *string           `json:"user_id"`
+		StreamID       json.RawMessage   `json:"stream_id"`
+		Devices        []json.RawMessage `json:"devices"`
+		MasterKey      json.RawMessage   `json:"master_key"`
+		SelfSigningKey json.RawMessage   `json:"self_signing_key"`
+	}
+	if err := json.Unmarshal(body, &wire); err != nil {
+		return nil, fmt.Errorf("no device list: %w", err)
+	}
+	switch {
+	case wire.UserID == nil:
+		return nil, errors.New("no device list: it has no user_id")
+	case *wire.UserID != string(target):
+		return nil, errors.New("the device list is another user's")
+	case wire.Devices == nil:
+		return nil, errors.New("no device list: it has no devices")
+	case len(wire.Devices) > MaxDevices:
+		return nil, fmt.Errorf("%d devices are over the limit of %d", len(wire.Devices), MaxDevices)
+	}
+	list := &DeviceList{UserID: target, Dropped: map[DropReason]int{}}
+	if n, err := strconv.ParseInt(string(wire.StreamID), 10, 64); err == nil {
+		list.StreamID = &n
+	}
+	list.readDevices(wire.Devices)
+	list.MasterKey = list.readCrossSigningKey(wire.MasterKey, "master")
+	list.SelfSigningKey = list.readCrossSigningKey(wire.SelfSigningKey, "self_signing")
+	return list, nil
+}
+
+func (l *DeviceList) readDevices(raw []json.RawMessage) {
+	l.Devices = make([]Device, 0, len(raw))
+	seen := make(map[id.DeviceID]int, len(raw))
+	for _, r := range raw {
+		device, reason := readDevice(r, l.UserID)
+		if device.ID != "" {
+			seen[device.ID]++
+		}
+		if reason != "" {
+			l.Dropped[reason]++
+			continue
+		}
+		l.Devices = append(l.Devices, device)
+	}
+	l.Devices = slices.DeleteFunc(l.Devices, func(d Device) bool {
+		if seen[d.ID] > 1 {
+			l.Dropped[DropDuplicate]++
+			return true
+		}
+		return false
+	})
+}
+
+// readDevice returns the device's ID even where it must be dropped, so that a duplicate of it is seen.
+func readDevice(raw json.RawMessage, owner id.UserID) (Device, DropReason) {
+	var wire struct {
+		ID          json.RawMessage `json:"device_id"`
+		Keys        json.RawMessage `json:"keys"`
+		DisplayName json.RawMessage `json:"device_display_name"`
+	}
+	if !isObject(raw) || json.Unmarshal(raw, &wire) != nil {
+		return Device{}, DropNoObject
+	}
+	deviceID, ok := readString(wire.ID)
+	if !ok || deviceID == "" || len(deviceID) > maxDeviceIDLength {
+		return Device{}, DropBadID
+	}
+	device := Device{ID: id.DeviceID(deviceID)}
+	var inner struct {
+		UserID   json.RawMessage `json:"user_id"`
+		DeviceID json.RawMessage `json:"device_id"`
+	}
+	if !isObject(wire.Keys) || json.Unmarshal(wire.Keys, &inner) != nil {
+		return device, DropNoObject
+	}
+	if !absentOr(inner.UserID, string(owner)) || !absentOr(inner.DeviceID, deviceID) {
+		return device, DropOtherID
+	}
+	if name, ok := readString(wire.DisplayName); ok && len(name) <= maxDisplayNameLength {
+		device.DisplayName = name
+	}
+	device.Keys = bytes.Clone(wire.Keys)
+	return device, ""
+}
+
+func (l *DeviceList) readCrossSigningKey(raw json.RawMessage, usage string) json.RawMessage {
+	if len(raw) == 0 || string(raw) == "null" {
+		return nil
+	}
+	var key struct {
+		UserID string            `json:"user_id"`
+		Usage  []string          `json:"usage"`
+		Keys   map[string]string `json:"keys"`
+	}
+	if !isObject(raw) || json.Unmarshal(raw, &key) != nil || key.UserID != string(l.UserID) ||
+		!slices.Contains(key.Usage, usage) || len(key.Keys) != 1 {
+		l.Dropped[DropCrossSigner]++
+		return nil
+	}
+	return bytes.Clone(raw)
+}
+
+// Hash tells whether two lists say the same, whatever the order of devices and of JSON members and whatever the
+// stream_id: it is a SHA-256 over the canonical form (RFC 8785) of the devices, sorted by ID, and cross-signing keys.
+func (l *DeviceList) Hash() [sha256.Size]byte {
+	devices := slices.Clone(l.Devices)
+	slices.SortFunc(devices, func(a, b Device) int { return strings.Compare(string(a.ID), string(b.ID)) })
+	sum := sha256.New()
+	part := func(raw []byte) {
+		canonical := jsontext.Value(bytes.Clone(raw))
+		if err := canonical.Canonicalize(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true)); err != nil {
+			canonical = raw
+		}
+		fmt.Fprintf(sum, "%d:", len(canonical))
+		sum.Write(canonical)
+	}
+	part(l.MasterKey)
+	part(l.SelfSigningKey)
+	for _, d := range devices {
+		part([]byte(d.ID))
+		part([]byte(d.DisplayName))
+		part(d.Keys)
+	}
+	return [sha256.Size]byte(sum.Sum(nil))
+}
+
+func isObject(raw json.RawMessage) bool {
+	return len(raw) > 0 && raw[0] == '{'
+}
+
+func readString(raw json.RawMessage) (string, bool) {
+	if len(raw) == 0 || raw[0] != '"' {
+		return "", false
+	}
+	var s string
+	return s, json.Unmarshal(raw, &s) == nil
+}
+
+func absentOr(raw json.RawMessage, want string) bool {
+	if len(raw) == 0 {
+		return true
+	}
+	got, ok := readString(raw)
+	return ok && got == want
+}
