@@ -1,0 +1,164 @@
+// Package federation asks other homeservers for the device lists of their users: GET
+// /_matrix/federation/v1/user/devices/{userId} of the Matrix server-server API, signed as our homeserver.
+//
+// Any user may name any server of the world, so what is named decides nothing here: where it leads is found by the
+// specification's discovery (route.go, wellknown.go), every connection goes through one dialler that refuses private
+// and reserved networks (package dial), certificates are always verified, and time, bodies, headers, redirects, caches
+// and kept connections are all bounded. Proxies from the environment are not used: the dialler could not see where they
+// connect. Whatever goes wrong comes back as a [freshen.Failure] with a sentence for people.
+package federation
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	mxfed "maunium.net/go/mautrix/federation"
+	"maunium.net/go/mautrix/id"
+
+	"freshen"
+	"freshen/internal/federation/dial"
+)
+
+// requestMostTime bounds a request whose context has no deadline, or a later one.
+const requestMostTime = 2 * time.Minute
+
+// Resolver looks names up, see [dial.Resolver]; *net.Resolver is one.
+type Resolver = dial.Resolver
+
+// Config is what a [Client] needs. ServerName and Key are required.
+type Config struct {
+	// ServerName is our homeserver's name, the origin of each request.
+	ServerName string
+	// Key is our homeserver's signing key.
+	Key *SigningKey
+	// Roots are the certificate authorities that are trusted; nil means the system's. See [LoadRoots].
+	Roots *x509.CertPool
+	// AllowNetworks are networks that may be dialled although they are private or reserved.
+	AllowNetworks []netip.Prefix
+	// UserAgent tells the administrator of a remote server whom to ask about our requests.
+	UserAgent string
+	// Resolver is net.DefaultResolver if nil.
+	Resolver Resolver
+	// Now is time.Now if nil. It governs caches and Retry-After; time limits are the context's.
+	Now func() time.Time
+}
+
+// Client asks other servers. It may be used by several goroutines at once.
+type Client struct {
+	mx        *mxfed.Client
+	transport *transport
+	now       func() time.Time
+
+	closing context.Context // done once Close was called
+	close   context.CancelFunc
+	mu      sync.Mutex // guards closed, and running.Add against running.Wait
+	closed  bool
+	running sync.WaitGroup
+}
+
+// New returns a client that must be closed. It connects to nothing yet.
+func New(cfg Config) (*Client, error) {
+	switch {
+	case !freshen.ValidServerName(cfg.ServerName):
+		return nil, fmt.Errorf("the federation client needs our server's name; %q is none", cfg.ServerName)
+	case cfg.Key == nil:
+		return nil, errors.New("the federation client needs our server's signing key; there is none")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	dialer := &dial.Dialer{Resolver: cfg.Resolver, Allow: slices.Clone(cfg.AllowNetworks)}
+	router := &router{
+		dialer:      dialer,
+		wellKnown:   newWellKnownClient(&cfg, dialer),
+		userAgent:   cfg.UserAgent,
+		now:         cfg.Now,
+		routes:      newCache[*route](maxCached),
+		delegations: newCache[delegation](maxCached),
+	}
+	c := &Client{transport: newTransport(&cfg, router), now: cfg.Now}
+	c.closing, c.close = context.WithCancel(context.Background())
+	c.mx = &mxfed.Client{
+		HTTP: &http.Client{
+			Transport:     c.transport,
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+		ServerName:        cfg.ServerName,
+		UserAgent:         cfg.UserAgent,
+		Key:               cfg.Key.key,
+		ResponseSizeLimit: freshen.MaxDeviceListBytes,
+	}
+	return c, nil
+}
+
+// Close ends all requests, waits for them, and closes the kept connections. Requests after it fail. It may be called
+// more than once.
+func (c *Client) Close() {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.close()
+	c.running.Wait()
+	c.transport.http.CloseIdleConnections()
+}
+
+// errClosed is the cause of requests that Close ended or that came after it.
+var errClosed = errors.New("the federation client is closed")
+
+// FetchDeviceList asks the server of target for target's device list. ctx bounds it all, from the name lookup to the
+// last byte. The list is checked as [freshen.ParseDeviceList] does. The error is always a *[freshen.Failure]; where ctx
+// was cancelled, that wraps context.Canceled.
+func (c *Client) FetchDeviceList(ctx context.Context, target id.UserID) (*freshen.DeviceList, error) {
+	_, server, err := freshen.ParseUserID(string(target))
+	if err != nil {
+		return nil, &freshen.Failure{
+			Destination: freshen.Destination(target), Reason: freshen.ReasonDenied,
+			Sentence: "No server was asked, because the target is no user ID.", Err: err,
+		}
+	}
+	if !c.begin() {
+		return nil, &freshen.Failure{
+			Destination: server, Reason: freshen.ReasonTimeout,
+			Sentence: fmt.Sprintf("%s was not asked, because freshen is stopping.", server), Err: errClosed,
+		}
+	}
+	defer c.running.Done()
+	ctx, cancel := context.WithTimeout(ctx, requestMostTime)
+	defer cancel()
+	defer context.AfterFunc(c.closing, cancel)()
+
+	started := time.Now()
+	a := &attempt{}
+	body, resp, err := c.mx.MakeFullRequest(context.WithValue(ctx, attemptKey{}, a), mxfed.RequestParams{
+		ServerName:   server,
+		Method:       http.MethodGet,
+		Path:         mxfed.URLPath{"v1", "user", "devices", target},
+		Authenticate: true,
+	})
+	if err != nil || resp.StatusCode != http.StatusOK {
+		f := failing{server: server, attempt: a, ctxErr: ctx.Err(), took: time.Since(started), now: c.now()}
+		return nil, f.failure(resp, err)
+	}
+	list, err := freshen.ParseDeviceList(body, target)
+	if err != nil {
+		return nil, notAList(server, resp, err)
+	}
+	return list, nil
+}
+
+func (c *Client) begin() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return false
+	}
+	c.running.Add(1)
+	return true
+}

@@ -1,0 +1,311 @@
+package federation
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"maunium.net/go/mautrix"
+
+	"freshen"
+	"freshen/internal/federation/dial"
+)
+
+const (
+	maxErrCode     = 64
+	maxRemoteError = 256
+	maxRetryAfter  = 24 * time.Hour
+)
+
+// failing is a request that failed: what is needed to say how.
+type failing struct {
+	server  string
+	attempt *attempt
+	ctxErr  error         // of the request's context
+	took    time.Duration // since its start
+	now     time.Time
+}
+
+// failure sorts err, and resp where there was an answer, into the reasons. An answer that breaks off is a broken
+// connection and counts against the destination (connect); an answer that is whole, but no list, counts against the
+// user (bad_response). What does not parse as HTTP is no answer: connect.
+func (f *failing) failure(resp *http.Response, err error) *freshen.Failure {
+	cause := withoutRequest(err)
+	if f.attempt.route != nil && f.attempt.route.wellKnownErr != nil && !f.attempt.connected.Load() {
+		cause = errors.Join(cause, f.attempt.route.wellKnownErr)
+	}
+	switch {
+	case resp != nil && resp.StatusCode != http.StatusOK:
+		return f.answered(resp, err)
+	case errors.Is(f.ctxErr, context.Canceled):
+		return f.because(freshen.ReasonTimeout, cause, "%s was not waited for: the request was given up.", f.server)
+	case f.ctxErr != nil:
+		return f.because(freshen.ReasonTimeout, cause, "%s", f.silence())
+	case errors.Is(err, mautrix.ErrBodyReadReachedLimit), errors.Is(err, mautrix.ErrResponseTooLong):
+		failure := f.because(freshen.ReasonBadResponse, cause, "%s answered with more than the %d MiB that a device list may have.",
+			f.where(), freshen.MaxDeviceListBytes>>20)
+		failure.Status = resp.StatusCode
+		return failure
+	case resp != nil:
+		return f.because(freshen.ReasonConnect, cause, "%s broke the connection in the middle of its answer.", f.where())
+	}
+	if dialed, ok := errors.AsType[*dialError](err); ok {
+		return f.notConnected(dialed, cause)
+	}
+	switch {
+	case errors.Is(err, errNoService):
+		return f.because(freshen.ReasonDNS, cause, "The name server of %s says that it offers no federation.", f.server)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), isNetError(err):
+		return f.because(freshen.ReasonConnect, cause, "%s broke the connection before it answered.", f.where())
+	}
+	return f.because(freshen.ReasonConnect, cause, "%s gave an answer that is no usable HTTP.", f.where())
+}
+
+func (f *failing) because(reason freshen.Reason, cause error, format string, args ...any) *freshen.Failure {
+	return &freshen.Failure{Destination: f.server, Reason: reason, Sentence: fmt.Sprintf(format, args...), Err: cause}
+}
+
+// where names the server as far as it was found: "b.org", or "matrix.b.org:8448, the server of b.org,".
+func (f *failing) where() string {
+	if f.attempt.route == nil {
+		return f.server
+	}
+	return f.naming(f.attempt.route.targets[0])
+}
+
+func (f *failing) naming(t target) string {
+	if parsed, err := parseName(f.server); err == nil && strings.EqualFold(parsed.host, t.host) {
+		if parsed.direct() && parsed.target().port == t.port {
+			return f.server
+		}
+		return t.String()
+	}
+	return fmt.Sprintf("%s, the server of %s,", clean(t.String(), maxRemoteError), f.server)
+}
+
+// silence says what did not happen in time.
+func (f *failing) silence() string {
+	took := humanDuration(f.took)
+	switch {
+	case f.attempt.route == nil:
+		return fmt.Sprintf("Where the server of %s is could not be found out within %s.", f.server, took)
+	case !f.attempt.connected.Load():
+		return fmt.Sprintf("%s could not be connected to within %s.", f.where(), took)
+	}
+	return fmt.Sprintf("%s did not answer within %s.", f.where(), took)
+}
+
+// answered is an answer other than 200.
+func (f *failing) answered(resp *http.Response, err error) *freshen.Failure {
+	failure := &freshen.Failure{Destination: f.server, Reason: freshen.ReasonHTTP, Status: resp.StatusCode, Err: withoutRequest(err)}
+	httpErr, _ := errors.AsType[mautrix.HTTPError](err)
+	failure.RetryAfter = retryAfter(resp.Header, httpErr.RespError, f.now)
+	if remote := httpErr.RespError; remote != nil {
+		failure.ErrCode = errCode(remote.ErrCode)
+		failure.RemoteError = clean(remote.Err, maxRemoteError)
+	}
+	failure.Sentence = f.answerSentence(failure)
+	return failure
+}
+
+func (f *failing) answerSentence(failure *freshen.Failure) string {
+	status, errCode := failure.Status, failure.ErrCode
+	switch {
+	case status >= 200 && status < 300:
+		return fmt.Sprintf("%s answered %d where only 200 carries a device list.", f.where(), status)
+	case status < 400:
+		return fmt.Sprintf("%s answered %d, a redirect, which federation does not follow.", f.where(), status)
+	case status == http.StatusUnauthorized:
+		return fmt.Sprintf("%s answered 401: it does not accept our signature; is our signing key published?", f.where())
+	case status == http.StatusTooManyRequests && failure.RetryAfter > 0:
+		return fmt.Sprintf("%s answered 429: too many requests; it asks to wait %s.", f.where(), humanDuration(failure.RetryAfter))
+	case status == http.StatusTooManyRequests:
+		return fmt.Sprintf("%s answered 429: too many requests.", f.where())
+	case status >= 500 && errCode == "":
+		return fmt.Sprintf("%s answered %d: it, or a proxy in front of it, is in trouble.", f.where(), status)
+	case errCode == "":
+		return fmt.Sprintf("%s answered %d with no Matrix error; perhaps no homeserver runs there any more.", f.where(), status)
+	}
+	return fmt.Sprintf("%s answered %d with the error %s.", f.where(), status, errCode)
+}
+
+// notAList is an answer of 200 that is whole, but no device list of the target.
+func notAList(server string, resp *http.Response, err error) *freshen.Failure {
+	why := clean(err.Error(), maxRemoteError)
+	if encoding := resp.Header.Get("Content-Encoding"); encoding != "" {
+		why = fmt.Sprintf("it is compressed (%s), which was not asked for", clean(encoding, 32))
+	}
+	return &freshen.Failure{
+		Destination: server, Reason: freshen.ReasonBadResponse, Status: resp.StatusCode, Err: err,
+		Sentence: fmt.Sprintf("%s answered with something that cannot be used as the device list: %s.", server, why),
+	}
+}
+
+// notConnected tells of the first target that failed for a reason other than our refusal to dial it.
+func (f *failing) notConnected(dialed *dialError, cause error) *freshen.Failure {
+	isDenied := func(t targetError) bool {
+		_, denied := errors.AsType[*dial.DeniedError](t.err)
+		return denied
+	}
+	told := slices.IndexFunc(dialed.targets, func(t targetError) bool { return !isDenied(t) })
+	if told < 0 {
+		return f.because(freshen.ReasonDenied, cause,
+			"All addresses of %s lie in private or reserved networks, which freshen does not dial; federation.allow_networks opens some.", f.server)
+	}
+	failed := dialed.targets[told]
+	where := f.naming(failed.target)
+	if dnsErr, ok := errors.AsType[*net.DNSError](failed.err); ok {
+		host := clean(failed.target.host, maxRemoteError)
+		if dnsErr.IsNotFound {
+			return f.because(freshen.ReasonDNS, cause, "The name %s%s has no address.", host, f.ofServer(host))
+		}
+		return f.because(freshen.ReasonDNS, cause, "The name %s%s could not be looked up: its name server does not answer as it should.", host, f.ofServer(host))
+	}
+	timedOut := isTimeout(failed.err)
+	switch {
+	case timedOut && failed.handshake:
+		return f.because(freshen.ReasonTimeout, cause, "%s did not finish the TLS handshake in time.", where)
+	case timedOut:
+		return f.because(freshen.ReasonTimeout, cause, "%s could not be connected to in time.", where)
+	case failed.handshake:
+		return f.because(freshen.ReasonTLS, cause, "%s", f.tlsSentence(failed, where))
+	case errors.Is(failed.err, syscall.ECONNREFUSED):
+		return f.because(freshen.ReasonConnect, cause, "%s refused the connection.", where)
+	case errors.Is(failed.err, syscall.EHOSTUNREACH), errors.Is(failed.err, syscall.ENETUNREACH):
+		return f.because(freshen.ReasonConnect, cause, "%s cannot be reached: there is no way to its network.", where)
+	}
+	return f.because(freshen.ReasonConnect, cause, "%s could not be connected to.", where)
+}
+
+// ofServer adds whose name host is, where that is not plain.
+func (f *failing) ofServer(host string) string {
+	if strings.EqualFold(host, f.server) || strings.HasPrefix(f.server, host+":") {
+		return ""
+	}
+	return fmt.Sprintf(", to which %s points,", f.server)
+}
+
+func (f *failing) tlsSentence(failed targetError, where string) string {
+	if invalid, ok := errors.AsType[x509.CertificateInvalidError](failed.err); ok && invalid.Reason == x509.Expired && invalid.Cert != nil {
+		if f.now.Before(invalid.Cert.NotBefore) {
+			return fmt.Sprintf("The certificate of %s is not valid before %s.", where, humanDate(invalid.Cert.NotBefore))
+		}
+		return fmt.Sprintf("The certificate of %s expired on %s.", where, humanDate(invalid.Cert.NotAfter))
+	}
+	if mismatch, ok := errors.AsType[x509.HostnameError](failed.err); ok {
+		return fmt.Sprintf("The certificate of %s is not for %s.", where, clean(mismatch.Host, maxRemoteError))
+	}
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](failed.err); ok {
+		return fmt.Sprintf("The certificate of %s is signed by an authority that is not trusted here; federation.ca_file can name further ones.", where)
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](failed.err); ok {
+		return fmt.Sprintf("The certificate of %s cannot be trusted.", where)
+	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](failed.err); ok {
+		return fmt.Sprintf("%s does not speak TLS.", where)
+	}
+	if errors.Is(failed.err, io.EOF) || errors.Is(failed.err, io.ErrUnexpectedEOF) || isNetError(failed.err) {
+		return fmt.Sprintf("%s broke the connection during the TLS handshake.", where)
+	}
+	return fmt.Sprintf("The TLS handshake with %s failed.", strings.TrimSuffix(where, ","))
+}
+
+// withoutRequest strips what net/http and mautrix wrap around an error: both hold the request, with its signature.
+func withoutRequest(err error) error {
+	if httpErr, ok := errors.AsType[mautrix.HTTPError](err); ok {
+		if httpErr.WrappedError == nil {
+			return nil // the answer itself, which the failure tells
+		}
+		err = httpErr.WrappedError
+	}
+	if urlErr, ok := errors.AsType[*url.Error](err); ok {
+		return urlErr.Err
+	}
+	return err
+}
+
+func isTimeout(err error) bool {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, syscall.ETIMEDOUT) {
+		return true
+	}
+	netErr, ok := errors.AsType[net.Error](err)
+	return ok && netErr.Timeout()
+}
+
+func isNetError(err error) bool {
+	_, ok := errors.AsType[*net.OpError](err)
+	return ok || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+}
+
+// retryAfter reads how long the destination asks to be left alone, at most a day: Retry-After in seconds or as a date
+// (RFC 9110 §10.2.3), else retry_after_ms.
+func retryAfter(header http.Header, remote *mautrix.RespError, now time.Time) time.Duration {
+	var wait time.Duration
+	if value := strings.TrimSpace(header.Get("Retry-After")); value != "" {
+		if seconds, err := strconv.ParseUint(value, 10, 32); err == nil {
+			wait = time.Duration(seconds) * time.Second
+		} else if at, err := http.ParseTime(value); err == nil {
+			wait = at.Sub(now)
+		}
+	}
+	if wait <= 0 && remote != nil {
+		ms, _ := remote.ExtraData["retry_after_ms"].(float64)
+		wait = time.Duration(min(max(ms, 0), float64(maxRetryAfter.Milliseconds()))) * time.Millisecond
+	}
+	return min(max(wait, 0), maxRetryAfter)
+}
+
+// errCode returns code if it looks like one, else "": a made-up half of a code would mislead.
+func errCode(code string) string {
+	plain := func(r rune) bool {
+		return r < utf8.RuneSelf && (r == '_' || r == '.' || unicode.IsLetter(r) || unicode.IsDigit(r))
+	}
+	if len(code) > maxErrCode || strings.ContainsFunc(code, func(r rune) bool { return !plain(r) }) {
+		return ""
+	}
+	return code
+}
+
+// clean makes foreign text fit to be shown: printable characters only (no control characters, no direction marks),
+// valid UTF-8, at most limit bytes.
+func clean(text string, limit int) string {
+	var kept strings.Builder
+	for _, r := range text {
+		if r == utf8.RuneError || !unicode.IsPrint(r) {
+			r = ' '
+		}
+		if kept.Len()+utf8.RuneLen(r) > limit {
+			break
+		}
+		kept.WriteRune(r)
+	}
+	return strings.TrimSpace(kept.String())
+}
+
+func humanDate(t time.Time) string { return t.UTC().Format("2 January 2006") }
+
+// humanDuration writes a duration with a unit and no needless digits: "10 s", "0.3 s", "5 min".
+func humanDuration(d time.Duration) string {
+	if d >= 2*time.Minute {
+		return fmt.Sprintf("%d min", int(d.Round(time.Minute)/time.Minute))
+	}
+	if d >= time.Second {
+		d = d.Round(100 * time.Millisecond)
+	} else {
+		d = d.Round(time.Millisecond)
+	}
+	return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) + " s"
+}
