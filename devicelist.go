@@ -169,6 +169,61 @@ func (l *DeviceList) readCrossSigningKey(raw json.RawMessage, usage string) json
 	return bytes.Clone(raw)
 }
 
+// Encode writes the list as JSON of the same shape as it came, with the bytes of keys untouched ([json.Marshal] would
+// rewrite them). [DecodeKept] reads it.
+func (l *DeviceList) Encode() []byte {
+	var out []byte
+	member := func(name string, value []byte) {
+		out = append(out, ',', '"')
+		out = append(out, name...)
+		out = append(out, '"', ':')
+		out = append(out, value...)
+	}
+	out = append(out, `{"user_id":`...)
+	out = append(out, quote(string(l.UserID))...)
+	if l.StreamID != nil {
+		member("stream_id", strconv.AppendInt(nil, *l.StreamID, 10))
+	}
+	member("devices", []byte{'['})
+	for i, d := range l.Devices {
+		if i > 0 {
+			out = append(out, ',')
+		}
+		out = append(out, `{"device_id":`...)
+		out = append(out, quote(string(d.ID))...)
+		member("keys", d.Keys)
+		if d.DisplayName != "" {
+			member("device_display_name", quote(d.DisplayName))
+		}
+		out = append(out, '}')
+	}
+	out = append(out, ']')
+	if l.MasterKey != nil {
+		member("master_key", l.MasterKey)
+	}
+	if l.SelfSigningKey != nil {
+		member("self_signing_key", l.SelfSigningKey)
+	}
+	return append(out, '}')
+}
+
+// DecodeKept reads what [DeviceList.Encode] wrote, which was checked when it came.
+func DecodeKept(raw []byte) (*DeviceList, error) {
+	var l DeviceList
+	if err := json.Unmarshal(raw, &l); err != nil {
+		return nil, err
+	}
+	return &l, nil
+}
+
+func quote(s string) []byte {
+	quoted, err := jsontext.AppendQuote(nil, s)
+	if err != nil {
+		quoted, _ = jsontext.AppendQuote(nil, strings.ToValidUTF8(s, "\ufffd")) // it fails on invalid UTF-8 alone
+	}
+	return quoted
+}
+
 // Hash tells whether two lists say the same, whatever the order of devices and of JSON members and whatever the
 // stream_id: it is a SHA-256 over the canonical form (RFC 8785) of the devices, sorted by ID, and cross-signing keys.
 func (l *DeviceList) Hash() [sha256.Size]byte {
