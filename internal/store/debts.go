@@ -1,0 +1,420 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"freshen"
+)
+
+const (
+	// perDestination is how many debts of one destination may be claimed at once; one while it is backing off.
+	perDestination = 4
+)
+
+// Destination is how a remote server has fared. The zero value but for the name is one that last answered.
+type Destination struct {
+	Name string
+	// Failures counts failures in a row that the destination is to blame for; 0 means that it is not backing off.
+	Failures     int
+	FailingSince time.Time
+	// RetryAt is the end of its backoff.
+	RetryAt time.Time
+	// Reason and Sentence are its last failure's.
+	Reason   freshen.Reason
+	Sentence string
+}
+
+// Debt is one target whose refresh somebody was told will be retried.
+type Debt struct {
+	Target      id.UserID
+	Destination string
+	// Gen grows each time the debt is asked for again. A success pays the debt only up to the Gen that stood when its
+	// fetch began, so that what was asked for meanwhile is not swallowed.
+	Gen int64
+	// AskedAt is when it was last asked for.
+	AskedAt time.Time
+	// Failures counts failures in a row that this user is to blame for.
+	Failures int
+	// DueAt is when it may be tried, as far as the user is concerned; the destination's backoff comes on top.
+	DueAt time.Time
+	// Lease names the claim that holds it, if one does.
+	Lease    string
+	Reason   freshen.Reason
+	Sentence string
+}
+
+// Failed is one fetch that failed, as it is recorded.
+type Failed struct {
+	Target      id.UserID
+	Destination string
+	At          time.Time
+	// Requesters are the local users whose request this was; none for a retry.
+	Requesters []id.UserID
+	// Lease is the retry's claim; empty for a request. A claim that was lost meanwhile changes the debt no more.
+	Lease string
+}
+
+// Verdict says how the states change by a failure. It is pure: it may run more than once.
+type Verdict func(Destination, Debt) (dest Destination, debt Debt, owed bool)
+
+// RecordFailure makes the failure and what is owed for it durable. nextTry is when the debt will be tried next; zero if
+// nothing is owed any more.
+func (s *Store) RecordFailure(ctx context.Context, f Failed, verdict Verdict) (nextTry time.Time, err error) {
+	err = s.update(ctx, func(ctx context.Context, t *tx) error {
+		nextTry = time.Time{}
+		dest, err := t.destination(ctx, f.Destination)
+		if err != nil {
+			return err
+		}
+		debt, found, err := t.debt(ctx, f.Target)
+		if err != nil {
+			return err
+		}
+		asked := len(f.Requesters) > 0
+		mine := asked || (found && debt.Lease == f.Lease)
+		if !found {
+			debt = Debt{Target: f.Target, Destination: f.Destination, DueAt: f.At}
+		}
+		if asked {
+			debt.Gen, debt.AskedAt = debt.Gen+1, f.At
+		}
+		dest, debt, owed := verdict(dest, debt)
+		if err := t.putDestination(ctx, dest); err != nil {
+			return err
+		}
+		switch {
+		case !mine: // the claim was lost, or the debt paid meanwhile
+		case !owed:
+			err = t.dropDebt(ctx, f.Target)
+		default:
+			debt.Lease = ""
+			nextTry = later(dest.RetryAt, debt.DueAt)
+			err = errors.Join(t.putDebt(ctx, debt), t.putRequesters(ctx, f.Target, f.Requesters, f.At, true))
+		}
+		if err != nil {
+			return err
+		}
+		return t.schedule(ctx, f.Destination, f.At)
+	})
+	return nextTry, err
+}
+
+// AskAgain records that requesters asked for a target that failed a moment ago and is owed already: nothing was fetched,
+// but they too will hear of the success, and the debt's time to live starts anew.
+func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.UserID, at time.Time) (nextTry time.Time, err error) {
+	err = s.update(ctx, func(ctx context.Context, t *tx) error {
+		name := freshen.Destination(target)
+		debt, found, err := t.debt(ctx, target)
+		if err != nil {
+			return err
+		}
+		if !found {
+			debt = Debt{Target: target, Destination: name, DueAt: at}
+		}
+		debt.Gen, debt.AskedAt = debt.Gen+1, at
+		dest, err := t.destination(ctx, name)
+		if err != nil {
+			return err
+		}
+		nextTry = later(dest.RetryAt, debt.DueAt)
+		if err := errors.Join(
+			t.putDestination(ctx, dest),
+			t.putDebt(ctx, debt),
+			t.putRequesters(ctx, target, requesters, at, true),
+		); err != nil {
+			return err
+		}
+		return t.schedule(ctx, name, at)
+	})
+	return nextTry, err
+}
+
+// DebtGen is the target's debt as it stands: what a success of a fetch that begins now will pay. 0 if nothing is owed.
+func (s *Store) DebtGen(ctx context.Context, target id.UserID) (int64, error) {
+	var gen int64
+	err := s.read.QueryRowContext(ctx, `SELECT gen FROM debts WHERE user_id = $1`, target).Scan(&gen)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, nil
+	}
+	return gen, err
+}
+
+// Debts counts what is owed in all.
+func (s *Store) Debts(ctx context.Context) (n int, err error) {
+	err = s.read.QueryRowContext(ctx, `SELECT count(*) FROM debts`).Scan(&n)
+	return n, err
+}
+
+// Backoff is how the destination stands. One that nothing is known of is not backing off.
+func (s *Store) Backoff(ctx context.Context, name string) (Destination, error) {
+	return scanDestination(name, s.read.QueryRowContext(ctx, selectDestination, name))
+}
+
+// Claim takes at most limit debts that are due, so that nobody else tries them before now+lease: of each destination
+// at most four at once, and one while it is backing off. A claim ends with RecordFailure, Keep, Postpone or by time.
+func (s *Store) Claim(ctx context.Context, now time.Time, lease time.Duration, token string, limit int) (claimed []Debt, err error) {
+	err = s.update(ctx, func(ctx context.Context, t *tx) error {
+		claimed = nil
+		names, err := t.dueDestinations(ctx, now, limit)
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if len(claimed) >= limit {
+				return nil
+			}
+			debts, err := t.claimOf(ctx, name, now, now.Add(lease), token, limit-len(claimed))
+			if err != nil {
+				return err
+			}
+			claimed = append(claimed, debts...)
+		}
+		return nil
+	})
+	return claimed, err
+}
+
+func (t *tx) dueDestinations(ctx context.Context, now time.Time, limit int) ([]string, error) {
+	return queryAll(ctx, t.conn, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
+		`SELECT name FROM destinations WHERE due_at <= $1 ORDER BY due_at LIMIT $2`, millis(now), limit)
+}
+
+func (t *tx) claimOf(ctx context.Context, name string, now, until time.Time, token string, limit int) ([]Debt, error) {
+	dest, err := t.destination(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	running, _, err := t.running(ctx, name, now)
+	if err != nil {
+		return nil, err
+	}
+	debts, err := queryAll(ctx, t.conn, scanDebt,
+		`SELECT `+debtColumns+` FROM debts WHERE destination = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3`,
+		name, millis(now), max(0, min(limit, allowed(dest)-running)))
+	if err != nil {
+		return nil, err
+	}
+	for i := range debts {
+		debts[i].Lease, debts[i].DueAt = token, until
+		if err := t.putDebt(ctx, debts[i]); err != nil {
+			return nil, err
+		}
+	}
+	return debts, t.schedule(ctx, name, now)
+}
+
+// Postpone gives a claimed debt back, to be claimed again at until, without counting a failure.
+func (s *Store) Postpone(ctx context.Context, debt Debt, now, until time.Time) error {
+	return s.update(ctx, func(ctx context.Context, t *tx) error {
+		_, err := t.exec(ctx, `UPDATE debts SET lease = '', due_at = $1 WHERE user_id = $2 AND lease = $3`,
+			millis(until), debt.Target, debt.Lease)
+		if err != nil {
+			return err
+		}
+		return t.schedule(ctx, debt.Destination, now)
+	})
+}
+
+// NextDue is when the first debt may be claimed; ok is false if nothing is owed.
+func (s *Store) NextDue(ctx context.Context) (at time.Time, ok bool, err error) {
+	var ms sql.NullInt64
+	err = s.read.QueryRowContext(ctx, `SELECT min(due_at) FROM destinations`).Scan(&ms)
+	return time.UnixMilli(ms.Int64), ms.Valid, err
+}
+
+// OwedDestinations names the destinations that are owed something.
+func (s *Store) OwedDestinations(ctx context.Context) ([]string, error) {
+	return queryAll(ctx, s.read, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
+		`SELECT name FROM destinations WHERE due_at IS NOT NULL`)
+}
+
+// DropDestination forgets all that is owed to a destination, and says how many debts that were.
+func (s *Store) DropDestination(ctx context.Context, name string) (n int64, err error) {
+	err = s.update(ctx, func(ctx context.Context, t *tx) error {
+		_, err := t.exec(ctx, `UPDATE requesters SET owed = 0 WHERE target IN (SELECT user_id FROM debts WHERE destination = $1)`, name)
+		if err != nil {
+			return err
+		}
+		if n, err = t.exec(ctx, `DELETE FROM debts WHERE destination = $1`, name); err != nil {
+			return err
+		}
+		_, err = t.exec(ctx, `DELETE FROM destinations WHERE name = $1`, name)
+		return err
+	})
+	return n, err
+}
+
+// ReleaseClaims gives back what an earlier process had claimed when it ended. Only the sole user of a database may call
+// it.
+func (s *Store) ReleaseClaims(ctx context.Context, now time.Time) error {
+	return s.update(ctx, func(ctx context.Context, t *tx) error {
+		names, err := queryAll(ctx, t.conn, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
+			`SELECT DISTINCT destination FROM debts WHERE lease <> ''`)
+		if err != nil {
+			return err
+		}
+		if _, err := t.exec(ctx, `UPDATE debts SET lease = '', due_at = $1 WHERE lease <> ''`, millis(now)); err != nil {
+			return err
+		}
+		for _, name := range names {
+			if err := t.schedule(ctx, name, now); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// pay settles the target's debt up to gen, and clears its destination's backoff, which makes all of its debts due.
+func (t *tx) pay(ctx context.Context, target id.UserID, gen int64, now time.Time) (paid bool, err error) {
+	n, err := t.exec(ctx, `DELETE FROM debts WHERE user_id = $1 AND gen <= $2`, target, gen)
+	if err != nil {
+		return false, err
+	}
+	// What was asked for meanwhile is not settled, but its user has just been shown to be fine.
+	if _, err := t.exec(ctx, `UPDATE debts SET lease = '', failures = 0, due_at = $1 WHERE user_id = $2`, millis(now), target); err != nil {
+		return false, err
+	}
+	name := freshen.Destination(target)
+	_, err = t.exec(ctx, `UPDATE destinations SET failures = 0, failing_since = 0, retry_at = 0, reason = '', sentence = '' WHERE name = $1`, name)
+	if err != nil {
+		return false, err
+	}
+	return n > 0, t.schedule(ctx, name, now)
+}
+
+// schedule works out when the destination's next debt may be claimed, and forgets one that is owed nothing and is fine.
+func (t *tx) schedule(ctx context.Context, name string, now time.Time) error {
+	dest, err := t.destination(ctx, name)
+	if err != nil {
+		return err
+	}
+	var first sql.NullInt64
+	if err := t.conn.QueryRowContext(ctx, `SELECT min(due_at) FROM debts WHERE destination = $1`, name).Scan(&first); err != nil {
+		return err
+	}
+	if !first.Valid {
+		_, err := t.exec(ctx, `DELETE FROM destinations WHERE name = $1 AND failures = 0`, name)
+		if err != nil {
+			return err
+		}
+		_, err = t.exec(ctx, `UPDATE destinations SET due_at = NULL WHERE name = $1`, name)
+		return err
+	}
+	due := later(time.UnixMilli(first.Int64), dest.RetryAt)
+	running, ends, err := t.running(ctx, name, now)
+	if err != nil {
+		return err
+	}
+	if running >= allowed(dest) {
+		due = later(due, ends)
+	}
+	_, err = t.exec(ctx, `UPDATE destinations SET due_at = $1 WHERE name = $2`, millis(due), name)
+	return err
+}
+
+// running counts the claims on a destination that have not ended, and says when the first of them ends by time.
+func (t *tx) running(ctx context.Context, name string, now time.Time) (n int, ends time.Time, err error) {
+	var first sql.NullInt64
+	err = t.conn.QueryRowContext(ctx, `SELECT count(*), min(due_at) FROM debts WHERE destination = $1 AND lease <> '' AND due_at > $2`,
+		name, millis(now)).Scan(&n, &first)
+	return n, time.UnixMilli(first.Int64), err
+}
+
+func allowed(dest Destination) int {
+	if dest.Failures > 0 {
+		return 1
+	}
+	return perDestination
+}
+
+func (t *tx) dropDebt(ctx context.Context, target id.UserID) error {
+	_, err := t.exec(ctx, `DELETE FROM debts WHERE user_id = $1`, target)
+	if err != nil {
+		return err
+	}
+	_, err = t.exec(ctx, `UPDATE requesters SET owed = 0 WHERE target = $1`, target)
+	return err
+}
+
+const debtColumns = `user_id, destination, gen, asked_at, failures, due_at, lease, reason, sentence`
+
+func scanDebt(rows *sql.Rows) (d Debt, err error) {
+	var asked, due int64
+	err = rows.Scan(&d.Target, &d.Destination, &d.Gen, &asked, &d.Failures, &due, &d.Lease, &d.Reason, &d.Sentence)
+	d.AskedAt, d.DueAt = fromMillis(asked), fromMillis(due)
+	return d, err
+}
+
+func (t *tx) debt(ctx context.Context, target id.UserID) (Debt, bool, error) {
+	debts, err := queryAll(ctx, t.conn, scanDebt, `SELECT `+debtColumns+` FROM debts WHERE user_id = $1`, target)
+	if err != nil || len(debts) == 0 {
+		return Debt{}, false, err
+	}
+	return debts[0], true, nil
+}
+
+func (t *tx) putDebt(ctx context.Context, d Debt) error {
+	_, err := t.exec(ctx, `INSERT INTO debts (`+debtColumns+`) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+		ON CONFLICT (user_id) DO UPDATE SET gen = excluded.gen, asked_at = excluded.asked_at, failures = excluded.failures,
+			due_at = excluded.due_at, lease = excluded.lease, reason = excluded.reason, sentence = excluded.sentence`,
+		d.Target, d.Destination, d.Gen, millis(d.AskedAt), d.Failures, millis(d.DueAt), d.Lease, d.Reason, d.Sentence)
+	return err
+}
+
+const selectDestination = `SELECT failures, failing_since, retry_at, reason, sentence FROM destinations WHERE name = $1`
+
+func scanDestination(name string, row *sql.Row) (Destination, error) {
+	d := Destination{Name: name}
+	var since, retry int64
+	err := row.Scan(&d.Failures, &since, &retry, &d.Reason, &d.Sentence)
+	if errors.Is(err, sql.ErrNoRows) {
+		return d, nil
+	}
+	d.FailingSince, d.RetryAt = fromMillis(since), fromMillis(retry)
+	return d, err
+}
+
+func (t *tx) destination(ctx context.Context, name string) (Destination, error) {
+	return scanDestination(name, t.conn.QueryRowContext(ctx, selectDestination, name))
+}
+
+func (t *tx) putDestination(ctx context.Context, d Destination) error {
+	_, err := t.exec(ctx, `INSERT INTO destinations (name, failures, failing_since, retry_at, reason, sentence) VALUES ($1, $2, $3, $4, $5, $6)
+		ON CONFLICT (name) DO UPDATE SET failures = excluded.failures, failing_since = excluded.failing_since,
+			retry_at = excluded.retry_at, reason = excluded.reason, sentence = excluded.sentence`,
+		d.Name, d.Failures, millis(d.FailingSince), millis(d.RetryAt), d.Reason, d.Sentence)
+	return err
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+type querier interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+func queryAll[T any](ctx context.Context, q querier, scan func(*sql.Rows) (T, error), query string, args ...any) (all []T, err error) {
+	rows, err := q.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		one, err := scan(rows)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, one)
+	}
+	return all, rows.Err()
+}
