@@ -1,0 +1,148 @@
+// Package kept knows which device lists are kept, so that the path of every /sync and /keys/query can tell in one
+// lookup that nothing is; the lists themselves stay in the database.
+package kept
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"freshen"
+	"freshen/internal/store"
+)
+
+const (
+	// MaxAge is how long a kept list is served without fetching it again.
+	MaxAge = time.Hour
+	// writeTimeout bounds one write in the background.
+	writeTimeout = 10 * time.Second
+)
+
+// Lists is the index of kept lists. Its methods are safe for concurrent use.
+type Lists struct {
+	store *store.Store
+	log   *slog.Logger
+
+	writes sync.WaitGroup
+
+	mu    sync.RWMutex
+	infos map[id.UserID]store.KeptInfo
+	count atomic.Int64
+}
+
+// Load reads the index.
+func Load(ctx context.Context, s *store.Store, log *slog.Logger) (*Lists, error) {
+	infos, err := s.KeptLists(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l := &Lists{store: s, log: log, infos: make(map[id.UserID]store.KeptInfo, len(infos))}
+	l.Put(infos)
+	return l, nil
+}
+
+// Put records lists that have just been stored.
+func (l *Lists) Put(infos []store.KeptInfo) {
+	if len(infos) == 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, info := range infos {
+		l.infos[info.UserID] = info
+	}
+	l.count.Store(int64(len(l.infos)))
+}
+
+// None says that no list is kept at all.
+func (l *Lists) None() bool { return l.count.Load() == 0 }
+
+// Has says whether user's list is kept.
+func (l *Lists) Has(user id.UserID) bool {
+	_, ok := l.Info(user)
+	return ok
+}
+
+// Info is what is known of user's kept list.
+func (l *Lists) Info(user id.UserID) (store.KeptInfo, bool) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	info, ok := l.infos[user]
+	return info, ok
+}
+
+// Users names everybody whose list is kept, in no order.
+func (l *Lists) Users() []id.UserID {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	users := make([]id.UserID, 0, len(l.infos))
+	for user := range l.infos {
+		users = append(users, user)
+	}
+	return users
+}
+
+// Read returns user's list; nil if none is kept.
+func (l *Lists) Read(ctx context.Context, user id.UserID) (*freshen.DeviceList, error) {
+	return l.store.KeptList(ctx, user)
+}
+
+// Announced records that the homeserver itself told of changes of these users: what is kept of them may be older than
+// what the homeserver has. It does not wait for the database.
+func (l *Lists) Announced(users []id.UserID) {
+	var fresh []id.UserID
+	l.mu.Lock()
+	for _, user := range users {
+		if info, ok := l.infos[user]; ok && !info.Suspect {
+			info.Suspect = true
+			l.infos[user] = info
+			fresh = append(fresh, user)
+		}
+	}
+	l.mu.Unlock()
+	if len(fresh) == 0 {
+		return
+	}
+	l.background(func(ctx context.Context) {
+		if err := l.store.MarkSuspect(ctx, fresh); err != nil {
+			l.log.Error("could not record that kept device lists are suspect; after a restart they count as fresh until they are an hour old",
+				"users", len(fresh), "err", err)
+		}
+	})
+}
+
+// Retire drops the list that was fetched at that time: the homeserver says the same, or better, by itself. It does not
+// wait for the database.
+func (l *Lists) Retire(user id.UserID, fetchedAt time.Time) {
+	l.mu.Lock()
+	info, ok := l.infos[user]
+	gone := ok && info.FetchedAt.UnixMilli() == fetchedAt.UnixMilli()
+	if gone {
+		delete(l.infos, user)
+		l.count.Store(int64(len(l.infos)))
+	}
+	l.mu.Unlock()
+	if !gone {
+		return
+	}
+	l.background(func(ctx context.Context) {
+		if err := l.store.Retire(ctx, user, fetchedAt); err != nil {
+			l.log.Error("could not retire a kept device list; it is served again after a restart", "err", err)
+		}
+	})
+}
+
+func (l *Lists) background(write func(context.Context)) {
+	l.writes.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)
+		defer cancel()
+		write(ctx)
+	})
+}
+
+// Close waits for what is still being written. The store must be open.
+func (l *Lists) Close() { l.writes.Wait() }
