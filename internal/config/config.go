@@ -38,6 +38,9 @@ type Config struct {
 	Retry      Retry
 	Admin      Admin
 	Log        Log
+
+	file   string
+	places map[string]Mistake
 }
 
 // Homeserver is the one that freshen stands in front of.
@@ -154,17 +157,31 @@ func Load(path string) (*Config, error) {
 // Parse checks data, the content of the file at path, which it does not open. getenv looks up the variables that
 // override keys. Every error is a [*Mistakes].
 func Parse(path string, data []byte, getenv func(string) string) (*Config, error) {
-	report := &Mistakes{File: filepath.Base(path)}
+	report := &report{places: map[string]Mistake{}}
 	cfg := Default()
+	cfg.file, cfg.places = filepath.Base(path), report.places
 	if root := parseYAML(report, data); root != nil {
 		dir := filepath.Dir(path)
 		cfg.Database.Path = within(dir, cfg.Database.Path)
 		cfg.read(root, dir, getenv)
 	}
-	if err := report.asError(); err != nil {
+	if err := report.err(cfg.file); err != nil {
 		return nil, err
 	}
 	return cfg, nil
+}
+
+// Reject makes an error, a [*Mistakes], of what turned out to be wrong with values only when they were used, such as a
+// file that cannot be opened: texts by key ("homeserver.signing_key"), which go on as in [Mistake.Text]. It is nil where
+// there are none.
+func (c *Config) Reject(texts map[string]string) error {
+	var found report
+	for key, text := range texts {
+		mistake := c.places[key]
+		mistake.Key, mistake.Text = key, text
+		found.add(mistake)
+	}
+	return found.err(c.file)
 }
 
 // read takes each key from the file and leaves the default where it is absent. dir is what relative paths are relative

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"freshen/internal/config"
 )
@@ -29,6 +30,8 @@ func parse(t *testing.T, text string) *config.Config {
 	}
 	return cfg
 }
+
+var ignorePlaces = cmpopts.IgnoreUnexported(config.Config{})
 
 var compareURLs = cmp.Comparer(func(a, b *url.URL) bool {
 	return a == b || a != nil && b != nil && a.String() == b.String()
@@ -86,7 +89,7 @@ log: {level: debug, format: json}
 		Admin: config.Admin{Listen: "localhost:9"},
 		Log:   config.Log{Level: slog.LevelDebug, Format: config.LogJSON},
 	}
-	if diff := cmp.Diff(want, got, compareURLs, comparePrefixes); diff != "" {
+	if diff := cmp.Diff(want, got, compareURLs, comparePrefixes, ignorePlaces); diff != "" {
 		t.Errorf("the configuration differs from the file (-want +got):\n%s", diff)
 	}
 }
@@ -110,7 +113,7 @@ func TestDefaults(t *testing.T) {
 		"alias":          "homeserver: {name: &n example.org, url: http://127.0.0.1:8008, signing_key: /k}\nfederation: {ca_file: ''}\n",
 	} {
 		t.Run(name, func(t *testing.T) {
-			if diff := cmp.Diff(want, parse(t, text), compareURLs, comparePrefixes); diff != "" {
+			if diff := cmp.Diff(want, parse(t, text), compareURLs, comparePrefixes, ignorePlaces); diff != "" {
 				t.Errorf("defaults differ (-want +got):\n%s", diff)
 			}
 		})
@@ -307,6 +310,24 @@ func TestEnvironment(t *testing.T) {
 	_, err = config.Parse("/etc/f.yaml", []byte(required), func(k string) string { return env[k] })
 	want := "FRESHEN_DATABASE: must be the path of an SQLite file or a postgres:// URL, is a URL of another kind\n" +
 		`FRESHEN_LISTEN: must be host:port, such as 127.0.0.1:8009 or [::1]:8009, is "80"`
+	if err == nil || err.Error() != want {
+		t.Errorf("error:\n%v\nwant:\n%s", err, want)
+	}
+}
+
+// A file that cannot be opened must be reported like any other mistake, with the line that names it.
+func TestReject(t *testing.T) {
+	t.Parallel()
+	env := map[string]string{"FRESHEN_DATABASE": "/x"}
+	cfg, err := config.Parse("/etc/f.yaml", []byte("\n"+required), func(k string) string { return env[k] })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cfg.Reject(nil); err != nil {
+		t.Errorf("nothing is rejected with %v", err)
+	}
+	err = cfg.Reject(map[string]string{"homeserver.signing_key": "is gone", "database": "is a folder", "federation.ca_file": "is gone"})
+	want := "FRESHEN_DATABASE: is a folder\nf.yaml: federation.ca_file: is gone\nf.yaml:2: homeserver.signing_key: is gone"
 	if err == nil || err.Error() != want {
 		t.Errorf("error:\n%v\nwant:\n%s", err, want)
 	}

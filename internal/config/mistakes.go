@@ -36,19 +36,26 @@ func (m *Mistakes) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-func (m *Mistakes) add(mistake Mistake) {
-	m.List = append(m.List, mistake)
+// report gathers the mistakes while a file is read, and where each key stands.
+type report struct {
+	mistakes []Mistake
+	// places are mistakes without text yet, by key.
+	places map[string]Mistake
 }
 
-// asError is nil if nothing is wrong, as a nil error and not as a nil *Mistakes in one.
-func (m *Mistakes) asError() error {
-	if len(m.List) == 0 {
+func (r *report) add(mistake Mistake) {
+	r.mistakes = append(r.mistakes, mistake)
+}
+
+// err is nil if nothing is wrong.
+func (r *report) err(file string) error {
+	if len(r.mistakes) == 0 {
 		return nil
 	}
-	slices.SortStableFunc(m.List, func(a, b Mistake) int {
+	slices.SortStableFunc(r.mistakes, func(a, b Mistake) int {
 		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Key, b.Key))
 	})
-	return m
+	return &Mistakes{File: file, List: r.mistakes}
 }
 
 func (m Mistake) in(file string) string {

@@ -16,7 +16,7 @@ import (
 // The tree is walked by hand because the library's own decoding stops at mistakes of one kind before it looks for those
 // of another, and knows no lines afterwards.
 type section struct {
-	report *Mistakes
+	report *report
 	path   string
 	line   int
 	values map[string]entry
@@ -34,7 +34,7 @@ type entry struct {
 }
 
 // parseYAML returns the top of the one document in data, or nil after reporting why there is none.
-func parseYAML(report *Mistakes, data []byte) *section {
+func parseYAML(report *report, data []byte) *section {
 	if len(data) > MaxBytes {
 		report.add(Mistake{Text: "is larger than 1 MiB, which no configuration is"})
 		return nil
@@ -150,6 +150,7 @@ func (s *section) scalar(key string) (string, bool) {
 	if !ok {
 		return "", false
 	}
+	s.report.places[s.key(key)] = Mistake{Variable: e.variable, Line: e.line, Key: s.key(key)}
 	if e.variable != "" {
 		return e.text, true
 	}
@@ -217,7 +218,7 @@ func (s *section) itemMistake(it item, format string, args ...any) {
 }
 
 // mistakes counts what has been reported so far, so that a rule over two keys can hold back where one of them is wrong.
-func (s *section) mistakes() int { return len(s.report.List) }
+func (s *section) mistakes() int { return len(s.report.mistakes) }
 
 // key is the whole path of a key. One that is no plain word is quoted, so that the report stays one line.
 func (s *section) key(name string) string {
