@@ -1,0 +1,124 @@
+package main
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"freshen/internal/config"
+)
+
+type checkCmd struct{}
+
+// Run looks at the file alone, and at what it names on this machine's disk: it connects to nothing and changes nothing.
+func (*checkCmd) Run(line *cli, to console) error {
+	cfg, path, err := line.load()
+	if err != nil {
+		return err
+	}
+	if err := checkFiles(cfg); err != nil {
+		return err
+	}
+	fmt.Fprintf(to.out, "%s: ok\n", path)
+	for _, row := range summary(cfg) {
+		fmt.Fprintf(to.out, "  %-12s %s\n", row[0], row[1])
+	}
+	return nil
+}
+
+// checkFiles opens what the configuration names, and reports all that serve would stumble over.
+func checkFiles(cfg *config.Config) error {
+	wrong := map[string]string{}
+	if why := unreadable(cfg.Homeserver.SigningKey); why != "" {
+		wrong["homeserver.signing_key"] = why
+	}
+	if file := cfg.Federation.CAFile; file != "" {
+		if why := noCertificates(file); why != "" {
+			wrong["federation.ca_file"] = why
+		}
+	}
+	if cfg.Database.URL != nil {
+		wrong["database"] = "is a Postgres server, which this version of freshen cannot use: name an SQLite file"
+	} else if why := noPlaceForDatabase(cfg.Database.Path); why != "" {
+		wrong["database"] = why
+	}
+	return cfg.Reject(wrong)
+}
+
+func unreadable(path string) string {
+	file, err := os.Open(path)
+	if err != nil {
+		return cannot("open", path, err)
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	switch {
+	case err != nil:
+		return cannot("open", path, err)
+	case info.IsDir():
+		return path + " is a folder, must be a file"
+	}
+	return ""
+}
+
+func noCertificates(path string) string {
+	if why := unreadable(path); why != "" {
+		return why
+	}
+	pem, err := os.ReadFile(path)
+	if err != nil {
+		return cannot("read", path, err)
+	}
+	if !x509.NewCertPool().AppendCertsFromPEM(pem) {
+		return path + " holds no certificate in PEM format"
+	}
+	return ""
+}
+
+// noPlaceForDatabase lets a file be absent, since serve makes it, but not its folder.
+func noPlaceForDatabase(path string) string {
+	if info, err := os.Stat(path); err == nil && info.IsDir() {
+		return path + " is a folder, must be a file"
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return cannot("open", path, err)
+	}
+	folder := filepath.Dir(path)
+	info, err := os.Stat(folder)
+	switch {
+	case err != nil:
+		return cannot("open", folder, err)
+	case !info.IsDir():
+		return folder + " is no folder"
+	}
+	return ""
+}
+
+// cannot says why without the system call's name.
+func cannot(do, path string, err error) string {
+	if inner, ok := errors.AsType[*fs.PathError](err); ok {
+		err = inner.Err
+	}
+	return fmt.Sprintf("cannot %s %s: %v", do, path, err)
+}
+
+// summary says in a few rows what serve would do. It shows no password.
+func summary(cfg *config.Config) [][2]string {
+	rows := [][2]string{
+		{"listen", cfg.Listen + " for the reverse proxy, " + cfg.Admin.Listen + " for operators"},
+		{"homeserver", fmt.Sprintf("%s at %s (kind: %s)", cfg.Homeserver.Name, cfg.Homeserver.URL, cfg.Homeserver.Kind)},
+		{"signing key", cfg.Homeserver.SigningKey},
+		{"database", cfg.Database.Redacted()},
+	}
+	servers := "all"
+	if allow := cfg.Federation.AllowServers; len(allow) > 0 {
+		servers = "only " + strings.Join(allow, ", ")
+	}
+	if deny := cfg.Federation.DenyServers; len(deny) > 0 {
+		servers += ", but not " + strings.Join(deny, ", ")
+	}
+	return append(rows, [2]string{"servers", servers})
+}

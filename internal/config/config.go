@@ -1,0 +1,265 @@
+// Package config reads freshen.yaml, the one configuration file.
+//
+// Unknown and repeated keys are refused, and every mistake is reported at once with its line and key: whoever writes
+// the file mends it in one go. Every key has a default except homeserver.name, homeserver.url and
+// homeserver.signing_key. docs/configuration.md has the table of keys.
+package config
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// MaxBytes bounds the size of a configuration file.
+const MaxBytes = 1 << 20
+
+// The environment variables that override a key of the file. One that is set but empty counts as not set.
+const (
+	EnvDatabase = "FRESHEN_DATABASE"
+	EnvListen   = "FRESHEN_LISTEN"
+)
+
+// Config is a configuration in which every value has been checked. Paths are as they can be opened: those that the file
+// gives relative to itself have its folder in front.
+type Config struct {
+	// Listen is where the reverse proxy sends /_matrix/, as host:port; port 0 lets the system choose.
+	Listen     string
+	Homeserver Homeserver
+	Database   Database
+	Federation Federation
+	Limits     Limits
+	Cache      Cache
+	Retry      Retry
+	Admin      Admin
+	Log        Log
+
+	file   string
+	places map[string]Mistake
+}
+
+// Homeserver is the one that freshen stands in front of.
+type Homeserver struct {
+	// Name is its server name, a valid one.
+	Name string
+	// URL is its client-server API: http or https, a host, perhaps a path, nothing else. The path does not end in "/".
+	URL *url.URL
+	// SigningKey is the path of its private key; whether that file can be read is not checked here.
+	SigningKey string
+	Kind       Kind
+}
+
+// Kind says which homeserver it is, for what differs between them.
+type Kind string
+
+// The values of homeserver.kind.
+const (
+	KindAuto     Kind = "auto"
+	KindGeneric  Kind = "generic"
+	KindSynapse  Kind = "synapse"
+	KindDendrite Kind = "dendrite"
+)
+
+// Federation bounds what freshen asks of other servers, and of which.
+type Federation struct {
+	// Timeout bounds one refresh, from the name lookup to the last byte.
+	Timeout time.Duration
+	// CAFile is a PEM file of further root certificates, or empty.
+	CAFile string
+	// AllowNetworks may be dialled although they are private, loopback or reserved. Masked, IPv4 never mapped to IPv6.
+	AllowNetworks []netip.Prefix
+	// AllowServers and DenyServers are globs, see [Federation.ServerAllowed].
+	AllowServers, DenyServers []string
+}
+
+// Limits says who may ask how often for what.
+type Limits struct {
+	PerUser, PerDestination Rate
+	// SharedRoomsOnly refuses a target with whom the requester shares no room.
+	SharedRoomsOnly bool
+}
+
+// Rate is a bucket of Burst tokens that gains one each Every.
+type Rate struct {
+	Every time.Duration
+	Burst int
+}
+
+// Cache says how long a refresh answers for those that follow it.
+type Cache struct {
+	Success, Failure time.Duration
+}
+
+// Retry says when a debt is tried again: after First, doubling up to Most, until GiveUpAfter has passed.
+type Retry struct {
+	First, Most, GiveUpAfter time.Duration
+}
+
+// Admin is the listener for operators, never the public one.
+type Admin struct {
+	// Listen is host:port; port 0 lets the system choose.
+	Listen string
+}
+
+// Log says what is logged, and how.
+type Log struct {
+	Level  slog.Level
+	Format LogFormat
+}
+
+// LogFormat is how a log line is written.
+type LogFormat string
+
+// The values of log.format.
+const (
+	LogText LogFormat = "text"
+	LogJSON LogFormat = "json"
+)
+
+// Default is the configuration of an empty file. It lacks what is required: the homeserver's name, URL and signing key.
+func Default() *Config {
+	return &Config{
+		Listen:     "127.0.0.1:8009",
+		Homeserver: Homeserver{Kind: KindAuto},
+		Database:   Database{Path: "freshen.db"},
+		Federation: Federation{Timeout: 10 * time.Second},
+		Limits: Limits{
+			PerUser:        Rate{Every: 6 * time.Second, Burst: 10},
+			PerDestination: Rate{Every: time.Second, Burst: 20},
+		},
+		Cache: Cache{Success: 30 * time.Second, Failure: 10 * time.Second},
+		Retry: Retry{First: 30 * time.Second, Most: 6 * time.Hour, GiveUpAfter: 7 * 24 * time.Hour},
+		Admin: Admin{Listen: "127.0.0.1:9009"},
+		Log:   Log{Level: slog.LevelInfo, Format: LogText},
+	}
+}
+
+// Load reads and checks the file at path, with the environment's overrides. Mistakes in it are a [*Mistakes]; any other
+// error means that it could not be read.
+func Load(path string) (*Config, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("the configuration file cannot be read: %w", err)
+	}
+	defer file.Close()
+	data, err := io.ReadAll(io.LimitReader(file, MaxBytes+1))
+	if err != nil {
+		return nil, fmt.Errorf("the configuration file cannot be read: %w", err)
+	}
+	return Parse(path, data, os.Getenv)
+}
+
+// Parse checks data, the content of the file at path, which it does not open. getenv looks up the variables that
+// override keys. Every error is a [*Mistakes].
+func Parse(path string, data []byte, getenv func(string) string) (*Config, error) {
+	report := &report{places: map[string]Mistake{}}
+	cfg := Default()
+	cfg.file, cfg.places = filepath.Base(path), report.places
+	if root := parseYAML(report, data); root != nil {
+		dir := filepath.Dir(path)
+		cfg.Database.Path = within(dir, cfg.Database.Path)
+		cfg.read(root, dir, getenv)
+	}
+	if err := report.err(cfg.file); err != nil {
+		return nil, err
+	}
+	return cfg, nil
+}
+
+// Reject makes an error, a [*Mistakes], of what turned out to be wrong with values only when they were used, such as a
+// file that cannot be opened: texts by key ("homeserver.signing_key"), which go on as in [Mistake.Text]. It is nil where
+// there are none.
+func (c *Config) Reject(texts map[string]string) error {
+	var found report
+	for key, text := range texts {
+		mistake := c.places[key]
+		mistake.Key, mistake.Text = key, text
+		found.add(mistake)
+	}
+	return found.err(c.file)
+}
+
+// read takes each key from the file and leaves the default where it is absent. dir is what relative paths are relative
+// to.
+func (c *Config) read(root *section, dir string, getenv func(string) string) {
+	root.override("listen", EnvListen, getenv)
+	root.override("database", EnvDatabase, getenv)
+
+	root.hostPort("listen", &c.Listen)
+	root.database("database", &c.Database, dir)
+	homeserver := root.section("homeserver")
+	c.Homeserver.read(homeserver, dir)
+	if u := c.Homeserver.URL; u != nil && u.Host == c.Listen {
+		homeserver.mistake("url", "must be the homeserver's own address, is the one that freshen listens on, %s", c.Listen)
+	}
+	c.Federation.read(root.section("federation"), dir)
+
+	limits := root.section("limits")
+	limits.rate("per_user", &c.Limits.PerUser)
+	limits.rate("per_destination", &c.Limits.PerDestination)
+	limits.boolean("shared_rooms_only", &c.Limits.SharedRoomsOnly)
+	limits.done()
+
+	cache := root.section("cache")
+	cache.duration("success", &c.Cache.Success, time.Millisecond, time.Hour)
+	cache.duration("failure", &c.Cache.Failure, time.Millisecond, time.Hour)
+	cache.done()
+
+	c.Retry.read(root.section("retry"))
+
+	admin := root.section("admin")
+	admin.hostPort("listen", &c.Admin.Listen)
+	if c.Admin.Listen == c.Listen && portOf(c.Listen) != "0" {
+		admin.mistake("listen", "must differ from the public listen, %s", c.Listen)
+	}
+	admin.done()
+
+	log := root.section("log")
+	log.level("level", &c.Log.Level)
+	oneOf(log, "format", &c.Log.Format, LogText, LogJSON)
+	log.done()
+
+	root.done()
+}
+
+func (h *Homeserver) read(s *section, dir string) {
+	s.required("name")
+	s.required("url")
+	s.required("signing_key")
+	s.serverName("name", &h.Name)
+	s.httpURL("url", &h.URL)
+	s.file("signing_key", &h.SigningKey, dir)
+	oneOf(s, "kind", &h.Kind, KindAuto, KindGeneric, KindSynapse, KindDendrite)
+	s.done()
+}
+
+func (f *Federation) read(s *section, dir string) {
+	s.duration("timeout", &f.Timeout, 100*time.Millisecond, 5*time.Minute)
+	s.optionalFile("ca_file", &f.CAFile, dir)
+	s.networks("allow_networks", &f.AllowNetworks)
+	s.serverGlobs("allow_servers", &f.AllowServers)
+	s.serverGlobs("deny_servers", &f.DenyServers)
+	s.done()
+}
+
+func (r *Retry) read(s *section) {
+	const day = 24 * time.Hour
+	before := s.mistakes()
+	s.duration("first", &r.First, 10*time.Millisecond, day)
+	s.duration("most", &r.Most, 10*time.Millisecond, 30*day)
+	s.duration("give_up_after", &r.GiveUpAfter, 10*time.Millisecond, 365*day)
+	if s.mistakes() == before {
+		if r.Most < r.First {
+			s.mistake("most", "must be at least retry.first (%s), is %s", short(r.First), short(r.Most))
+		}
+		if r.GiveUpAfter < r.First {
+			s.mistake("give_up_after", "must be at least retry.first (%s), is %s", short(r.First), short(r.GiveUpAfter))
+		}
+	}
+	s.done()
+}
