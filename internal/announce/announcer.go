@@ -1,0 +1,265 @@
+package announce
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"freshen"
+	"freshen/internal/homeserver"
+	"freshen/internal/rooms"
+	"freshen/internal/store"
+)
+
+const (
+	// flushEvery is how long an acknowledgement may stay in memory alone.
+	flushEvery = time.Second
+	// idleAfter is how long a device that does not sync stays in memory.
+	idleAfter = 10 * time.Minute
+	// keepFor is how long announcements and the positions of devices that are not seen are kept.
+	keepFor = 90 * 24 * time.Hour
+	// seenEvery is how exactly it is recorded when a device was last seen.
+	seenEvery = 24 * time.Hour
+	// questionsWaiting bounds the users whose rooms are still to be asked about. Past it they are asked about at their
+	// next poll.
+	questionsWaiting = 10_000
+	// askers is how many users' rooms are asked about at a time.
+	askers = 4
+)
+
+// Announcer tells what each device is owed and wakes the polls that wait for it. Its methods are safe for concurrent
+// use, and those that the path of a response calls do not wait for the database or the homeserver.
+type Announcer struct {
+	store *store.Store
+	rooms *rooms.Rooms
+	log   *slog.Logger
+	now   func() time.Time
+
+	stream *stream
+	asks   chan question
+	asking sync.Map // userTarget → struct{}: questions that are under way
+	loads  chan *device
+	wakes  atomic.Int64
+
+	mu      sync.Mutex
+	devices map[freshen.Requester]*device
+}
+
+// question is one user whose rooms are to be asked about.
+type question struct {
+	user    id.UserID
+	cred    homeserver.Credentials
+	targets []id.UserID
+	explore bool // from the requester's view: settle it for everybody in the shared rooms
+}
+
+// Open reads the stream. Run must run for anything to be learnt, loaded or saved.
+func Open(ctx context.Context, s *store.Store, r *rooms.Rooms, log *slog.Logger, now func() time.Time) (*Announcer, error) {
+	all, head, err := s.Announcements(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &Announcer{
+		store: s, rooms: r, log: log, now: now,
+		stream:  newStream(all, head),
+		asks:    make(chan question, questionsWaiting),
+		loads:   make(chan *device, questionsWaiting),
+		devices: map[freshen.Requester]*device{},
+	}, nil
+}
+
+// Announced adds what has just been committed and wakes the polls that it concerns. It does not block.
+func (a *Announcer) Announced(all []store.Announcement) {
+	if len(all) == 0 {
+		return
+	}
+	a.stream.add(all)
+	a.reconsider(func(user id.UserID) bool {
+		for _, one := range all {
+			if one.Audience == "" || one.Audience == user {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+// Explore finds out which local users a change of target's concerns, from the view of who, and wakes them.
+func (a *Announcer) Explore(who id.UserID, cred homeserver.Credentials, target id.UserID) {
+	a.enqueue(question{user: who, cred: cred, targets: []id.UserID{target}, explore: true})
+}
+
+// Shares asks whether who shares a room with target.
+func (a *Announcer) Shares(ctx context.Context, who id.UserID, cred homeserver.Credentials, target id.UserID) (bool, error) {
+	return a.rooms.Shares(ctx, who, cred, target)
+}
+
+// Head is the position of the newest announcement.
+func (a *Announcer) Head() int64 { return a.stream.position() }
+
+// Polls counts the polls that are being held.
+func (a *Announcer) Polls() (n int) {
+	for _, d := range a.all() {
+		d.mu.Lock()
+		n += len(d.polls)
+		d.mu.Unlock()
+	}
+	return n
+}
+
+func (a *Announcer) all() []*device {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	all := make([]*device, 0, len(a.devices))
+	for _, d := range a.devices {
+		all = append(all, d)
+	}
+	return all
+}
+
+// device returns what is in memory of a device; loading it from the database is begun if it is new there.
+func (a *Announcer) device(who freshen.Requester) *device {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.deviceLocked(who)
+}
+
+func (a *Announcer) deviceLocked(who freshen.Requester) *device {
+	d := a.devices[who]
+	if d == nil {
+		d = newDevice(who)
+		a.devices[who] = d
+		a.load(d)
+	}
+	return d
+}
+
+// load has the device read from the database. If too many wait for that, it is tried at its next poll.
+func (a *Announcer) load(d *device) {
+	select {
+	case a.loads <- d:
+	default:
+		d.mu.Lock()
+		d.failed = true
+		d.mu.Unlock()
+	}
+}
+
+// reconsider has the polls of these users look again at what they are owed.
+func (a *Announcer) reconsider(concerns func(id.UserID) bool) {
+	for _, d := range a.all() {
+		if concerns(d.who.UserID) {
+			a.consider(d)
+		}
+	}
+}
+
+// consider wakes the device's polls if there is something to hurry for, and asks about what it cannot tell.
+func (a *Announcer) consider(d *device) {
+	d.mu.Lock()
+	if !d.loaded || len(d.polls) == 0 {
+		d.mu.Unlock()
+		return
+	}
+	entries, unknown := d.owed(a.stream, a.rooms.Known)
+	var wake []*Poll
+	var cred homeserver.Credentials
+	for p := range d.polls {
+		cred = p.cred
+		if hurry(entries, d.hurried) && !p.first {
+			wake = append(wake, p)
+		}
+	}
+	d.mu.Unlock()
+	if len(unknown) > 0 {
+		a.enqueue(question{user: d.who.UserID, cred: cred, targets: unknown})
+	}
+	for _, p := range wake {
+		a.wakes.Add(1)
+		p.wake()
+	}
+}
+
+func hurry(entries []Entry, hurried int64) bool {
+	for _, e := range entries {
+		if e.Position > hurried {
+			return true
+		}
+	}
+	return false
+}
+
+type userTarget struct{ user, target id.UserID }
+
+// enqueue has a question asked, unless the same is under way.
+func (a *Announcer) enqueue(q question) {
+	targets := make([]id.UserID, 0, len(q.targets))
+	for _, target := range q.targets {
+		if _, busy := a.asking.LoadOrStore(userTarget{q.user, target}, struct{}{}); !busy || q.explore {
+			targets = append(targets, target)
+		}
+	}
+	if len(targets) == 0 {
+		return
+	}
+	q.targets = targets
+	select {
+	case a.asks <- q:
+	default:
+		a.answered(q)
+	}
+}
+
+func (a *Announcer) answered(q question) {
+	for _, target := range q.targets {
+		a.asking.Delete(userTarget{q.user, target})
+	}
+}
+
+// Acked records that the device has asked /keys/query about targets, successfully. position is the stream's head when
+// that query arrived.
+func (a *Announcer) Acked(who freshen.Requester, targets []id.UserID, position int64) {
+	d := a.device(who)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.loaded {
+		return // a duplicate later, no more
+	}
+	found, _ := a.stream.above(d.floor, who.UserID)
+	if len(found) == 0 {
+		return
+	}
+	pending := make(map[id.UserID]bool, len(found))
+	for _, f := range found {
+		pending[f.Target] = true
+	}
+	for _, target := range targets {
+		if pending[target] {
+			d.ack(target, position)
+		}
+	}
+	d.owed(a.stream, a.rooms.Known)
+}
+
+// Pending says which of the targets an announcement is still on its way to the device for.
+func (a *Announcer) Pending(who freshen.Requester, targets []id.UserID) bool {
+	if a.stream.position() == 0 {
+		return false
+	}
+	d := a.device(who)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	found, _ := a.stream.above(d.floor, who.UserID)
+	for _, f := range found {
+		for _, target := range targets {
+			if f.Target == target && d.above[target] < f.Position {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,283 @@
+// Package refresh is one refresh from the request to the answer: who may, whether it is needed, one fetch for all who
+// ask at once, and then either the list kept and announced, or the failure recorded and owed.
+package refresh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"freshen"
+	"freshen/internal/homeserver"
+	"freshen/internal/retry"
+	"freshen/internal/store"
+)
+
+// commitTimeout bounds how long an answer waits for the database.
+const commitTimeout = 10 * time.Second
+
+// Fetcher asks a target's own server. Its error is a *[freshen.Failure].
+type Fetcher interface {
+	FetchDeviceList(ctx context.Context, target id.UserID) (*freshen.DeviceList, error)
+}
+
+// Neighbourhood knows who shares rooms with whom.
+type Neighbourhood interface {
+	// Shares asks whether who shares a room with target.
+	Shares(ctx context.Context, who id.UserID, cred homeserver.Credentials, target id.UserID) (bool, error)
+	// Explore finds out, in the background, which local users a change of target's concerns, from the point of view of
+	// who. It does not block.
+	Explore(who id.UserID, cred homeserver.Credentials, target id.UserID)
+}
+
+// Config is what an [Engine] needs to know.
+type Config struct {
+	// ServerName is ours.
+	ServerName string
+	// Timeout bounds one fetch, from the name lookup to the last byte.
+	Timeout time.Duration
+	// SuccessFor and FailureFor are how long an outcome answers further requests for the same target.
+	SuccessFor, FailureFor time.Duration
+	// PerUser limits requests of one local user, PerDestination fetches from one server.
+	PerUser, PerDestination Limit
+	// SharedRoomsOnly refuses a target with whom the requester shares no room.
+	SharedRoomsOnly bool
+	// ServerAllowed says whether the configuration allows a destination.
+	ServerAllowed func(server string) bool
+	Retry         retry.Policy
+	// Owed is called when something may be due earlier than before; it must not block.
+	Owed func()
+	// Now and Random (from [0, 1)) are the clock and the dice; nil for the real ones.
+	Now    func() time.Time
+	Random func() float64
+}
+
+// Engine runs refreshes. Its methods are safe for concurrent use.
+type Engine struct {
+	cfg    Config
+	store  *store.Store
+	fetch  Fetcher
+	rooms  Neighbourhood
+	log    *slog.Logger
+	users  *limiter
+	dests  *limiter
+	recent outcomes
+
+	// ctx ends the fetches that are running when the engine closes.
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu      sync.Mutex
+	closed  bool
+	flights map[id.UserID]*flight
+	probes  map[string]*probe
+}
+
+// New returns an engine; Close ends it.
+func New(cfg Config, s *store.Store, fetch Fetcher, rooms Neighbourhood, log *slog.Logger) *Engine {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Owed == nil {
+		cfg.Owed = func() {}
+	}
+	if cfg.Random == nil {
+		cfg.Random = rand.Float64
+	}
+	e := &Engine{
+		cfg: cfg, store: s, fetch: fetch, rooms: rooms, log: log,
+		users: newLimiter(cfg.PerUser), dests: newLimiter(cfg.PerDestination),
+		recent:  newOutcomes(cfg.SuccessFor, cfg.FailureFor),
+		flights: map[id.UserID]*flight{}, probes: map[string]*probe{},
+	}
+	e.ctx, e.cancel = context.WithCancel(context.Background())
+	return e
+}
+
+// Close abandons the fetches that are running, waits until what they leave is recorded, and refuses new ones.
+func (e *Engine) Close() {
+	e.mu.Lock()
+	e.closed = true
+	e.mu.Unlock()
+	e.cancel()
+	e.wg.Wait()
+}
+
+// Refresh does what who asks for: nil means that target's list is fresh and announced. Otherwise the error is a
+// *[freshen.Error], or the context's if the caller went away, which cancels nothing for others.
+func (e *Engine) Refresh(ctx context.Context, who freshen.Requester, target id.UserID, cred homeserver.Credentials) error {
+	began := e.cfg.Now()
+	how, err := e.refresh(ctx, who, target, cred)
+	level, attrs := slog.LevelInfo, []any{"target", target, "requester", who.UserID, "outcome", how, "took", e.cfg.Now().Sub(began).Round(time.Microsecond)}
+	var told *freshen.Error
+	if errors.As(err, &told) {
+		attrs = append(attrs, "code", told.Code)
+		if told.Failure != nil {
+			attrs = append(attrs, "destination", told.Failure.Destination, "reason", told.Failure.Reason, "status", told.Failure.Status)
+		}
+		if told.RetryAfter > 0 {
+			attrs = append(attrs, "retry_after", told.RetryAfter.Round(time.Millisecond))
+		}
+		if told.Err != nil {
+			attrs = append(attrs, "err", told.Err)
+		}
+		if told.Code == freshen.CodeDatabaseAway || told.Code == freshen.CodeHomeserverDown {
+			level = slog.LevelError
+		}
+	}
+	e.log.Log(ctx, level, "refresh", attrs...)
+	return err
+}
+
+func (e *Engine) refresh(ctx context.Context, who freshen.Requester, target id.UserID, cred homeserver.Credentials) (how string, err error) {
+	if err := e.mayAsk(ctx, who, target, cred); err != nil {
+		return "refused", err
+	}
+	if freshen.Destination(target) == e.cfg.ServerName {
+		if err := e.store.AnnounceTo(ctx, target, []id.UserID{who.UserID}, e.cfg.Now()); err != nil {
+			return "failed", store.Away(err)
+		}
+		return "local", nil
+	}
+	for {
+		if past, ok := e.recent.get(target, e.cfg.Now()); ok {
+			return e.answerAgain(ctx, who, target, past)
+		}
+		f, wait := e.join(target, who.UserID, cred)
+		if wait > 0 {
+			return "refused", &freshen.Error{
+				Code:       freshen.CodeLimited,
+				Message:    fmt.Sprintf("Too many device lists of %s are being asked for just now: please try again in %s.", freshen.Destination(target), inWords(wait)),
+				RetryAfter: wait,
+			}
+		}
+		select {
+		case <-f.done:
+		case <-ctx.Done():
+			return "caller left", ctx.Err()
+		}
+		if f.has(who.UserID) {
+			return f.how, f.answer()
+		}
+		// The flight was past taking passengers when we came: what it brought answers us, or we start another.
+	}
+}
+
+// mayAsk refuses what costs nothing to refuse, before anything is sent.
+func (e *Engine) mayAsk(ctx context.Context, who freshen.Requester, target id.UserID, cred homeserver.Credentials) error {
+	if wait := e.users.take(string(who.UserID), e.cfg.Now()); wait > 0 {
+		return &freshen.Error{
+			Code:       freshen.CodeLimited,
+			Message:    fmt.Sprintf("You have asked for many device lists in a short time: please try again in %s.", inWords(wait)),
+			RetryAfter: wait,
+		}
+	}
+	destination := freshen.Destination(target)
+	if destination == e.cfg.ServerName {
+		return nil
+	}
+	if !e.cfg.ServerAllowed(destination) {
+		return &freshen.Error{
+			Code:    freshen.CodeForbidden,
+			Message: fmt.Sprintf("The administrator of %s does not allow device lists to be asked for from %s.", e.cfg.ServerName, destination),
+			Failure: &freshen.Failure{
+				Destination: destination,
+				Reason:      freshen.ReasonDenied,
+				Sentence:    fmt.Sprintf("The configuration of %s denies %s.", e.cfg.ServerName, destination),
+			},
+		}
+	}
+	if !e.cfg.SharedRoomsOnly {
+		return nil
+	}
+	shares, err := e.rooms.Shares(ctx, who.UserID, cred, target)
+	if err != nil {
+		return &freshen.Error{
+			Code:    freshen.CodeHomeserverDown,
+			Message: "The homeserver did not say whether you share a room with this user, so their device list was not asked for: please try again in a minute.",
+			Err:     err,
+		}
+	}
+	if !shares {
+		return &freshen.Error{
+			Code:    freshen.CodeForbidden,
+			Message: "You share no room with this user, and this server only refreshes device lists of users with whom you do.",
+		}
+	}
+	return nil
+}
+
+// answerAgain answers from the short-lived cache. The requester is recorded all the same: a success is announced to
+// them, a failure is owed to them.
+func (e *Engine) answerAgain(ctx context.Context, who freshen.Requester, target id.UserID, past outcome) (how string, err error) {
+	now := e.cfg.Now()
+	asking := []id.UserID{who.UserID}
+	if past.failure == nil {
+		if err := e.store.AnnounceTo(ctx, target, asking, now); err != nil {
+			return "failed", store.Away(err)
+		}
+		return "fetched just before", nil
+	}
+	if past.failure.Blames() == freshen.BlameNobody {
+		return "failed just before", tell(past.failure, time.Time{}, now)
+	}
+	next, err := e.store.AskAgain(ctx, target, asking, now)
+	if err != nil {
+		return "failed", store.Away(err)
+	}
+	e.cfg.Owed()
+	return "failed just before", tell(past.failure, next, now)
+}
+
+// Again fetches a target's list for the overlay, because the one that is kept may be out of date. It shares the fetch
+// with whoever asks for the same target, and it asks no sooner than the configured limits and caches allow; ok says
+// that the list is fresh now.
+func (e *Engine) Again(ctx context.Context, target id.UserID) (ok bool) {
+	for {
+		if past, known := e.recent.get(target, e.cfg.Now()); known && past.failure != nil {
+			return false
+		}
+		f, wait := e.join(target, "", homeserver.Credentials{})
+		if wait > 0 {
+			return false
+		}
+		select {
+		case <-f.done:
+			return f.answer() == nil
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// Pay tries a debt that the caller has claimed, and records what came of it.
+func (e *Engine) Pay(ctx context.Context, debt store.Debt) error {
+	now := e.cfg.Now()
+	if !e.cfg.ServerAllowed(debt.Destination) {
+		n, err := e.store.DropDestination(ctx, debt.Destination)
+		if err == nil {
+			e.log.Info("dropped what was owed to a destination that the configuration denies", "destination", debt.Destination, "debts", n)
+		}
+		return err
+	}
+	f, wait := e.board(debt.Target, func(f *flight) { f.lease = debt.Lease })
+	if wait > 0 {
+		return e.store.Postpone(ctx, debt, now, now.Add(wait))
+	}
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if f.lease != debt.Lease { // a request's flight that had landed before we came
+		return e.store.Postpone(ctx, debt, now, e.cfg.Now())
+	}
+	return nil
+}

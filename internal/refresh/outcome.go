@@ -1,0 +1,94 @@
+package refresh
+
+import (
+	"fmt"
+	"math"
+	"sync"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"freshen"
+)
+
+// maxOutcomes bounds how many targets' last outcomes are remembered.
+const maxOutcomes = 10_000
+
+// outcome is how the last fetch of a target ended: failure is nil for a success.
+type outcome struct {
+	at      time.Time
+	failure *freshen.Failure
+}
+
+// outcomes is the short-lived cache of successes and failures.
+type outcomes struct {
+	successFor, failureFor time.Duration
+
+	mu  *sync.Mutex
+	all map[id.UserID]outcome
+}
+
+func newOutcomes(successFor, failureFor time.Duration) outcomes {
+	return outcomes{successFor: successFor, failureFor: failureFor, mu: new(sync.Mutex), all: map[id.UserID]outcome{}}
+}
+
+func (o outcomes) fresh(past outcome, now time.Time) bool {
+	if past.failure != nil {
+		return now.Before(past.at.Add(o.failureFor))
+	}
+	return now.Before(past.at.Add(o.successFor))
+}
+
+func (o outcomes) get(target id.UserID, now time.Time) (outcome, bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	past, ok := o.all[target]
+	return past, ok && o.fresh(past, now)
+}
+
+func (o outcomes) put(target id.UserID, past outcome) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.all) >= maxOutcomes {
+		for target, old := range o.all {
+			if !o.fresh(old, past.at) {
+				delete(o.all, target)
+			}
+		}
+		if len(o.all) >= maxOutcomes {
+			clear(o.all)
+		}
+	}
+	o.all[target] = past
+}
+
+// tell turns a failure into what the requester is told: what failed, and when freshen tries next (zero: it does not).
+func tell(failure *freshen.Failure, next, now time.Time) *freshen.Error {
+	told := &freshen.Error{Code: freshen.CodeRemote, Message: failure.Sentence, Failure: failure, Err: failure.Err}
+	if failure.Blames() == freshen.BlameNobody {
+		told.Code = freshen.CodeForbidden
+		return told
+	}
+	if next.IsZero() {
+		return told
+	}
+	told.RetryAfter = max(next.Sub(now), 0)
+	told.Message = fmt.Sprintf("%s freshen tries again by itself in %s.", failure.Sentence, inWords(told.RetryAfter))
+	return told
+}
+
+// inWords is a duration as a person says it, rounded up: "1 second", "45 seconds", "3 minutes", "2 hours".
+func inWords(d time.Duration) string {
+	unit, name := time.Second, "second"
+	switch {
+	case d > 90*time.Minute:
+		unit, name = time.Hour, "hour"
+	case d > 90*time.Second:
+		unit, name = time.Minute, "minute"
+	}
+	n := max(1, int(math.Ceil(float64(d)/float64(unit))))
+	if n == 1 {
+		return "1 " + name
+	}
+	return fmt.Sprintf("%d %ss", n, name)
+}
