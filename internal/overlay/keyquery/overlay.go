@@ -14,19 +14,22 @@ import (
 // Overlay puts kept over the homeserver's answer: for each user who is asked for and has a kept list, the entries in
 // device_keys, master_keys and self_signing_keys become what their own server said. Everything else stays byte for byte.
 //
-//   - Devices are those asked for. Where devices were named and a kept list that is not empty has none of them, the user has no entry at
-//     all: an empty one says that all devices are gone, and clients act on it.
+//   - Devices are those asked for. Where devices were named and a kept list that is not empty has none of them, the
+//     user has no entry at all: homeservers send an empty one, but that also says that all devices are gone, and
+//     a client may act on it.
 //   - A cross-signing key that the kept list lacks goes from the answer too.
 //   - The signatures of the requester on a user's master key are the homeserver's to tell, as the user's own server
 //     never sees them. They stay if the master key is still the same.
 //   - A server of which every user asked for was served is no longer among the failures.
 //   - A member that the answer lacks is made where a kept entry needs it, and only there. user_signing_keys never change.
 //
-// healed names the served users for whom the answer said the same already; see [same]. Only a query for all of a user's
-// devices can tell, and none while the homeserver counts their server among the failures: its copy is then an old one.
+// healed names the served users for whom the answer said the same already: equal device by device and in both
+// cross-signing keys, apart from unsigned, the requester's signatures, and how the JSON is written. Only a query for
+// all of a user's devices can tell, and none while the homeserver counts their server among the failures: its copy is
+// then an old one.
 //
-// An answer over [MaxAnswerBytes], or one that is no JSON object of objects, is an error; it should then be sent as it was.
-// The lists must come from [freshen.ParseDeviceList]. edited may share memory with answer and kept.
+// An answer over [MaxAnswerBytes], or one that is no JSON object of objects, is an error; it should then be sent as it
+// was. The lists must come from [freshen.ParseDeviceList]. edited may share memory with answer and kept.
 func Overlay(answer []byte, req Request, requester id.UserID, kept map[id.UserID]*freshen.DeviceList) (edited []byte, healed []id.UserID, err error) {
 	if len(answer) > MaxAnswerBytes {
 		return nil, nil, fmt.Errorf("the homeserver's answer to a key query has %d bytes, over the limit of %d", len(answer), MaxAnswerBytes)
