@@ -6,7 +6,7 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// state is where the scanner stands between two bytes.
+// state is where the scanner stands between two bytes. The ways between them:
 //
 //	start ─{─▶ keyOrEnd ─"─▶ inKey ─▶ colon ─▶ value ─▶ member's end ─,─▶ key ─"─▶ inKey …
 //	                                            │            └─}─▶ member's end of the object around it, or done

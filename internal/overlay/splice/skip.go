@@ -1,6 +1,10 @@
 package splice
 
-import "bytes"
+import (
+	"bytes"
+	"encoding/binary"
+	"math/bits"
+)
 
 // beginString turns to reading the string whose opening quote is the next byte.
 func (s *scanner) beginString(in state) {
@@ -50,16 +54,41 @@ func (s *scanner) endOfString(b []byte, i int) (int, bool) {
 		s.escaped = false
 	}
 	for {
-		quote := bytes.IndexByte(b[i:], '"')
+		quote := indexQuote(b, i)
 		if quote < 0 {
 			s.escaped = oddBackslashes(b[i:])
 			return len(b), false
 		}
-		if !oddBackslashes(b[i : i+quote]) {
-			return i + quote + 1, true
+		if quote == i || b[quote-1] != '\\' || !oddBackslashes(b[i:quote]) {
+			return quote + 1, true
 		}
-		i += quote + 1
+		i = quote + 1
 	}
+}
+
+// indexQuote finds the first quote in b at or after i. Most strings are short, so the first bytes are looked at
+// a word at a time before the call is made that is fast on long ones.
+func indexQuote(b []byte, i int) int {
+	const (
+		quotes = '"' * 0x0101010101010101
+		ones   = 0x0101010101010101
+		highs  = 0x8080808080808080
+	)
+	for range 4 {
+		if i+8 > len(b) {
+			break
+		}
+		x := binary.LittleEndian.Uint64(b[i:]) ^ quotes
+		if zero := (x - ones) &^ x & highs; zero != 0 {
+			return i + bits.TrailingZeros64(zero)/8 // the lowest zero byte is found exactly
+		}
+		i += 8
+	}
+	quote := bytes.IndexByte(b[i:], '"')
+	if quote < 0 {
+		return -1
+	}
+	return i + quote
 }
 
 // oddBackslashes says whether what follows b inside a string is escaped; b begins unescaped.
@@ -115,30 +144,42 @@ func (s *scanner) skipString(b []byte, i int) int {
 	return end
 }
 
-// skip skips to the end of an object or array.
+// skip skips to the end of an object or array. Nearly all of a large answer passes here.
 func (s *scanner) skip(b []byte, i int) int {
+	depth := s.depth
 	for i < len(b) {
 		c := b[i]
 		i++
-		switch c {
-		case '"':
+		if c == '"' {
+			// The usual string is short and without a backslash before its end.
+			if quote := indexQuote(b, i); quote > i && b[quote-1] != '\\' {
+				i = quote + 1
+				continue
+			}
 			end, closed := s.endOfString(b, i)
 			if !closed {
-				s.state = skippingString
+				s.depth, s.state = depth, skippingString
 				return end
 			}
 			i = end
+			continue
+		}
+		if c < '[' {
+			continue // a digit, a comma, a colon, white space
+		}
+		switch c {
 		case '{', '[':
-			if s.depth++; s.depth > maxDepth {
+			if depth++; depth > maxDepth {
 				s.giveUp()
 				return i
 			}
 		case '}', ']':
-			if s.depth--; s.depth == 0 {
+			if depth--; depth == 0 {
 				s.state = s.back
 				return i
 			}
 		}
 	}
+	s.depth = depth
 	return i
 }
