@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -65,12 +66,10 @@ func CredentialsOf(r *http.Request) Credentials {
 	}
 	if r.URL.RawQuery != "" {
 		given := r.URL.Query()
-		c.query = url.Values{}
-		for _, name := range append([]string{accessToken}, masquerading...) {
-			if values, ok := given[name]; ok {
-				c.query[name] = values
-			}
-		}
+		maps.DeleteFunc(given, func(name string, _ []string) bool {
+			return name != accessToken && !slices.Contains(masquerading, name)
+		})
+		c.query = given
 	}
 	c.key = c.fingerprint()
 	return Credentials{&c}
@@ -86,12 +85,12 @@ func forwardedFor(r *http.Request) string {
 
 // fingerprint writes each part with its length, so that no two different sets of parts hash alike.
 func (c *carried) fingerprint() cacheKey {
-	sum := sha256.New()
+	parts := make([]byte, 0, 512)
 	part := func(values []string) {
-		sum.Write(binary.AppendUvarint(nil, uint64(len(values))))
+		parts = binary.AppendUvarint(parts, uint64(len(values)))
 		for _, v := range values {
-			sum.Write(binary.AppendUvarint(nil, uint64(len(v))))
-			_, _ = io.WriteString(sum, v) // a hash does not fail
+			parts = binary.AppendUvarint(parts, uint64(len(v)))
+			parts = append(parts, v...)
 		}
 	}
 	part(c.authorization)
@@ -99,7 +98,7 @@ func (c *carried) fingerprint() cacheKey {
 	for _, name := range masquerading {
 		part(c.query[name])
 	}
-	return cacheKey(sum.Sum(nil))
+	return sha256.Sum256(parts)
 }
 
 // IsZero says whether there is no token at all, good or bad.
