@@ -115,7 +115,7 @@ func TestShare(t *testing.T) {
 
 func TestHumanDuration(t *testing.T) {
 	for d, want := range map[time.Duration]string{
-		10*time.Second + 3*time.Millisecond: "10 s", 200 * time.Millisecond: "0.2 s", 90 * time.Second: "90 s", 24 * time.Hour: "1440 min", 5 * time.Minute: "5 min",
+		10*time.Second + 3*time.Millisecond: "10 s", 200 * time.Millisecond: "0.2 s", 90 * time.Second: "90 s", 24 * time.Hour: "24 h", 5 * time.Minute: "5 min",
 	} {
 		if got := humanDuration(d); got != want {
 			t.Errorf("%s reads %q, want %q", d, got, want)
