@@ -297,8 +297,11 @@ func clean(text string, limit int) string {
 
 func humanDate(t time.Time) string { return t.UTC().Format("2 January 2006") }
 
-// humanDuration writes a duration with a unit and no needless digits: "10 s", "0.3 s", "5 min".
+// humanDuration writes a duration with a unit and no needless digits: "10 s", "0.3 s", "5 min", "24 h".
 func humanDuration(d time.Duration) string {
+	if d >= 2*time.Hour {
+		return fmt.Sprintf("%d h", int(d.Round(time.Hour)/time.Hour))
+	}
 	if d >= 2*time.Minute {
 		return fmt.Sprintf("%d min", int(d.Round(time.Minute)/time.Minute))
 	}

@@ -1,0 +1,124 @@
+package federation
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"freshen"
+)
+
+// FuzzWellKnown: whatever a stranger's web server says, what is taken from it is fit for a Host header and for the
+// dialler.
+func FuzzWellKnown(f *testing.F) {
+	for _, s := range []string{
+		`{"m.server": "b.org:443"}`, `{"m.server": "[::1]"}`, `{"m.server": "b.org\r\nX: y"}`, `null`, `[]`, `{"m.server": 5}`, `{"m.server": ""}`,
+		`{"m.server": "b.org:0"}`, `{"m.server": "b.org:99999"}`, `{"m.server":"1.2.3.4","m.server":"c"}`, `<html>`, `{`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		server, err := parseWellKnown(body)
+		if err != nil {
+			return
+		}
+		if !freshen.ValidServerName(server) || strings.ContainsAny(server, "\r\n /@?#\x00") {
+			t.Fatalf("%q was taken for a server name", server)
+		}
+		name, err := parseName(server)
+		if err != nil || name.target().port == 0 || name.host == "" {
+			t.Fatalf("%q cannot be dialled: %+v, %v", server, name, err)
+		}
+	})
+}
+
+// FuzzSigningKey: no file makes the start panic, and what is read signs.
+func FuzzSigningKey(f *testing.F) {
+	for _, s := range []string{
+		"ed25519 a_x MDEyMzQ1Njc4OWFiY2RlZmdoaWprbG1ub3BxcnN0dXY", "ed25519 a_x AAAA", "ed25519", "",
+		"-----BEGIN MATRIX PRIVATE KEY-----\nKey-ID: ed25519:a\n\nMDEyMzQ1Njc4OWFiY2RlZmdoaWprbG1ub3BxcnN0dXY=\n-----END MATRIX PRIVATE KEY-----\n",
+		"-----BEGIN MATRIX PRIVATE KEY-----\nKey-ID: ed25519:a\n\nMDEy\n-----END MATRIX PRIVATE KEY-----\n",
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		key, err := parseSigningKey(data)
+		if err != nil {
+			if key != nil {
+				t.Fatal("there is a key beside the error")
+			}
+			return
+		}
+		if _, err := key.SignJSON(map[string]string{"a": "b"}); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// FuzzRemoteText: no text of a stranger gets longer than its bound or keeps a control character.
+func FuzzRemoteText(f *testing.F) {
+	f.Add("M_FORBIDDEN", 10)
+	f.Add("\x1b[31m\u202e\xff", 3)
+	f.Fuzz(func(t *testing.T, text string, limit int) {
+		limit = min(max(limit, 0), 1000)
+		if got := clean(text, limit); len(got) > limit || strings.ContainsAny(got, "\x00\x1b\r\n\u202e") {
+			t.Fatalf("clean(%q, %d) is %q", text, limit, got)
+		}
+		if got := errCode(text); len(got) > maxErrCode || strings.ContainsAny(got, " \r\n\"\x1b") {
+			t.Fatalf("errCode(%q) is %q", text, got)
+		}
+		header := http.Header{"Retry-After": {text}, "Cache-Control": {text}, "Age": {text}, "Expires": {text}}
+		if got := retryAfter(header, nil, time.Unix(0, 0)); got < 0 || got > maxRetryAfter {
+			t.Fatalf("Retry-After %q is %s", text, got)
+		}
+		if got := wellKnownLifetime(header, time.Unix(0, 0)); got < wellKnownShortest || got > wellKnownLongest {
+			t.Fatalf("Cache-Control %q is %s", text, got)
+		}
+	})
+}
+
+// TestCacheIsBounded: a user who asks for thousands of made-up servers cannot fill the memory.
+func TestCacheIsBounded(t *testing.T) {
+	c := newCache[int](100)
+	now := time.Unix(0, 0)
+	for i := range 10_000 {
+		c.put(strconv.Itoa(i), i, now.Add(time.Minute))
+		if got, ok := c.get(strconv.Itoa(i), now); !ok || got != i {
+			t.Fatalf("entry %d is not there right after it was put", i)
+		}
+	}
+	if len(c.entries) != 100 {
+		t.Errorf("%d entries are kept, want 100", len(c.entries))
+	}
+	if _, ok := c.get("9999", now.Add(time.Minute)); ok {
+		t.Error("an entry is used past its end")
+	}
+}
+
+// TestShare: one silent step leaves time for the next.
+func TestShare(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Second)
+	defer cancel()
+	if got := share(ctx, 3, time.Minute); got > 3*time.Second || got < 2*time.Second {
+		t.Errorf("a third of 9 s is %s", got)
+	}
+	if got := share(ctx, 3, time.Second); got != time.Second {
+		t.Errorf("bounded by a second it is %s", got)
+	}
+	if got := share(t.Context(), 3, time.Second); got != time.Second {
+		t.Errorf("without a deadline it is %s", got)
+	}
+}
+
+func TestHumanDuration(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		10*time.Second + 3*time.Millisecond: "10 s", 200 * time.Millisecond: "0.2 s", 90 * time.Second: "90 s", 24 * time.Hour: "24 h", 5 * time.Minute: "5 min",
+	} {
+		if got := humanDuration(d); got != want {
+			t.Errorf("%s reads %q, want %q", d, got, want)
+		}
+	}
+}
