@@ -1,0 +1,263 @@
+package overlay
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"freshen"
+	"freshen/internal/homeserver"
+	"freshen/internal/kept"
+	"freshen/internal/overlay/keyquery"
+	"freshen/internal/overlay/versions"
+	"freshen/internal/store"
+)
+
+const (
+	// extraTime is the most that a key query may take longer because of us: for fetching a doubtful list again, or for
+	// learning who asks.
+	extraTime = 2 * time.Second
+	// maxKeyQuery bounds the requests that are looked at. Clients ask for a few hundred users at a time.
+	maxKeyQuery = 1 << 20
+	// maxKeyAnswer bounds the answers that are edited, which takes them into memory.
+	maxKeyAnswer = 32 << 20
+	// maxVersions bounds the answer of /versions.
+	maxVersions = 1 << 20
+)
+
+// keysExchange is one POST /keys/query that asks for somebody whose list is kept, or whom something was announced of.
+type keysExchange struct {
+	p   *Proxy
+	ctx context.Context
+	req keyquery.Request
+	// arrived is the announcement stream's head when the query came: what the answer acknowledges.
+	arrived int64
+	who     func() (homeserver.Identity, bool)
+	lists   func() map[id.UserID]keptList
+}
+
+// keptList is a list that may be served, and which fetch it is of.
+type keptList struct {
+	list *freshen.DeviceList
+	info store.KeptInfo
+}
+
+func (p *Proxy) serveKeysQuery(w http.ResponseWriter, r *http.Request) {
+	arrived := p.cfg.Announcer.Head()
+	cred := homeserver.CredentialsOf(r)
+	if (p.cfg.Lists.None() && arrived == 0) || cred.IsZero() {
+		p.proxy.ServeHTTP(w, r)
+		return
+	}
+	length := r.ContentLength
+	body, all, whole := take(r.Body, maxKeyQuery)
+	r.Body, r.ContentLength = all, length
+	if !whole {
+		p.proxy.ServeHTTP(w, r)
+		return
+	}
+	req, err := keyquery.ParseRequest(body)
+	if err != nil {
+		p.proxy.ServeHTTP(w, r) // the homeserver says what is wrong with it
+		return
+	}
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	x := &keysExchange{p: p, ctx: r.Context(), req: req, arrived: arrived}
+	x.who = inBackground(ctx, func(ctx context.Context) (homeserver.Identity, bool) {
+		who, err := p.cfg.Who.Identify(ctx, cred)
+		return who, err == nil
+	})
+	lists := inBackground(ctx, func(ctx context.Context) (map[id.UserID]keptList, bool) {
+		return p.keptLists(ctx, req), true
+	})
+	x.lists = func() map[id.UserID]keptList { found, _ := lists(); return found }
+	p.proxy.ServeHTTP(w, with(r, x))
+}
+
+// inBackground begins ask at once. The function it returns waits for the answer, until extraTime has passed since then.
+func inBackground[T any](ctx context.Context, ask func(context.Context) (T, bool)) func() (T, bool) {
+	type answer struct {
+		value T
+		ok    bool
+	}
+	answers := make(chan answer, 1)
+	ctx, cancel := context.WithTimeout(ctx, extraTime)
+	go func() {
+		defer cancel()
+		value, ok := ask(ctx)
+		answers <- answer{value, ok}
+	}()
+	return sync.OnceValues(func() (T, bool) {
+		select {
+		case a := <-answers:
+			return a.value, a.ok
+		case <-ctx.Done():
+		}
+		select { // done is also what an answer makes it
+		case a := <-answers:
+			return a.value, a.ok
+		default:
+			var none T
+			return none, false
+		}
+	})
+}
+
+// keptLists reads the lists that are kept of those asked for. One that may be out of date is fetched again; where that
+// fails, the homeserver's answer stands.
+func (p *Proxy) keptLists(ctx context.Context, req keyquery.Request) map[id.UserID]keptList {
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	found := map[id.UserID]keptList{}
+	for user := range req.Devices {
+		info, ok := p.cfg.Lists.Info(user)
+		if !ok {
+			continue
+		}
+		wg.Go(func() {
+			if info.Suspect || p.cfg.Now().Sub(info.FetchedAt) > kept.MaxAge {
+				if !p.cfg.Refresher.Again(ctx, user) {
+					return
+				}
+				if info, ok = p.cfg.Lists.Info(user); !ok || info.Suspect {
+					return
+				}
+			}
+			list, err := p.cfg.Lists.Read(ctx, user)
+			if err != nil && ctx.Err() == nil {
+				p.cfg.Log.Error("cannot read a kept device list; the homeserver's answer stands", "target", user, "err", err)
+			}
+			if err == nil && list != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				found[user] = keptList{list, info}
+			}
+		})
+	}
+	wg.Wait()
+	return found
+}
+
+func (x *keysExchange) edit(resp *http.Response) error {
+	if resp.StatusCode != http.StatusOK {
+		return nil
+	}
+	who, ok := x.who()
+	if !ok {
+		return nil // without knowing the requester, their signatures would be lost
+	}
+	lists := x.lists()
+	requester := freshen.Requester{UserID: who.UserID, DeviceID: who.DeviceID}
+	targets := slices.Collect(maps.Keys(x.req.Devices))
+	if len(lists) == 0 && !x.p.cfg.Announcer.Pending(requester, targets) {
+		return nil
+	}
+	if !decode(resp) {
+		return nil
+	}
+	answer, all, whole := take(resp.Body, maxKeyAnswer)
+	resp.Body = all
+	if !whole {
+		changedLength(resp, -1)
+		return nil
+	}
+	edited, healed := x.overlay(answer, who.UserID, lists)
+	acked := answered(edited, targets)
+	resp.Body = &deliveredBody{Reader: bytes.NewReader(edited), Closer: resp.Body, delivered: func() {
+		if x.ctx.Err() != nil {
+			return
+		}
+		x.p.cfg.Announcer.Acked(requester, acked, x.arrived)
+		for _, user := range healed {
+			x.p.cfg.Lists.Retire(user, lists[user].info.FetchedAt)
+		}
+	}}
+	changedLength(resp, int64(len(edited)))
+	return nil
+}
+
+func (x *keysExchange) overlay(answer []byte, requester id.UserID, lists map[id.UserID]keptList) (edited []byte, healed []id.UserID) {
+	if len(lists) == 0 {
+		return answer, nil
+	}
+	served := make(map[id.UserID]*freshen.DeviceList, len(lists))
+	for user, k := range lists {
+		served[user] = k.list
+	}
+	edited, healed, err := keyquery.Overlay(answer, x.req, requester, served)
+	if err != nil {
+		x.p.cfg.Log.Warn("the homeserver's answer to a key query cannot be edited; it passes as it is", "err", err)
+		return answer, nil
+	}
+	return edited, healed
+}
+
+// answered says about which of the targets the answer tells: their devices stand there, and their server is not among
+// the failures.
+func answered(answer []byte, targets []id.UserID) []id.UserID {
+	var said struct {
+		DeviceKeys map[id.UserID]json.RawMessage `json:"device_keys"`
+		Failures   map[string]json.RawMessage    `json:"failures"`
+	}
+	if json.Unmarshal(answer, &said) != nil {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(targets), func(target id.UserID) bool {
+		_, told := said.DeviceKeys[target]
+		_, failed := said.Failures[freshen.Destination(target)]
+		return !told || failed
+	})
+}
+
+// deliveredBody calls delivered when it is closed after its last byte was written to the client, and before the client
+// can have had an answer to act on.
+type deliveredBody struct {
+	io.Reader
+	io.Closer
+	delivered func()
+	whole     bool
+}
+
+func (b *deliveredBody) Read(p []byte) (int, error) {
+	n, err := b.Reader.Read(p)
+	if errors.Is(err, io.EOF) {
+		b.whole = true
+	}
+	return n, err
+}
+
+func (b *deliveredBody) Close() error {
+	if b.whole {
+		b.delivered()
+	}
+	return b.Closer.Close()
+}
+
+// versionsExchange is one GET /versions: the homeserver's own answer, with our flag.
+type versionsExchange struct{}
+
+func (versionsExchange) edit(resp *http.Response) error {
+	if resp.StatusCode != http.StatusOK || !decode(resp) {
+		return nil
+	}
+	answer, all, whole := take(resp.Body, maxVersions)
+	resp.Body = all
+	if !whole {
+		changedLength(resp, -1)
+		return nil
+	}
+	edited := versions.Advertise(answer)
+	resp.Body = &readCloser{bytes.NewReader(edited), resp.Body}
+	changedLength(resp, int64(len(edited)))
+	return nil
+}

@@ -1,0 +1,235 @@
+// Package overlay is the reverse proxy between the clients and the homeserver. Three answers are edited (/sync,
+// /keys/query and /versions), and only where something is to be added; every other byte passes as it came, in both
+// directions.
+package overlay
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"freshen/internal/announce"
+	"freshen/internal/homeserver"
+	"freshen/internal/kept"
+	"freshen/internal/rooms"
+)
+
+// Refresher fetches a list again that is kept but may be out of date.
+type Refresher interface {
+	Again(ctx context.Context, target id.UserID) (ok bool)
+}
+
+// Config is what a [Proxy] stands between and asks.
+type Config struct {
+	// Homeserver is the upstream: scheme, host, and a path to put in front if there is one.
+	Homeserver *url.URL
+	// Transport reaches it; nil for [NewTransport].
+	Transport http.RoundTripper
+	Who       *homeserver.Client
+	Announcer *announce.Announcer
+	Lists     *kept.Lists
+	Rooms     *rooms.Rooms
+	Refresher Refresher
+	Log       *slog.Logger
+	Now       func() time.Time
+}
+
+// Proxy is the handler for everything that is not freshen's own.
+type Proxy struct {
+	cfg   Config
+	proxy httputil.ReverseProxy
+
+	stopping context.Context // done once Hurry was called
+	stop     context.CancelFunc
+}
+
+// New returns a proxy. It starts nothing.
+func New(cfg Config) *Proxy {
+	if cfg.Transport == nil {
+		cfg.Transport = NewTransport()
+	}
+	p := &Proxy{cfg: cfg}
+	p.stopping, p.stop = context.WithCancel(context.Background())
+	p.proxy = httputil.ReverseProxy{
+		Rewrite:        p.rewrite,
+		Transport:      hurrier{cfg.Transport},
+		ModifyResponse: p.edit,
+		ErrorHandler:   p.failed,
+		FlushInterval:  -1, // what the homeserver has said, the client hears at once
+		BufferPool:     new(bufferPool),
+		ErrorLog:       slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
+	}
+	return p
+}
+
+// Hurry has every long poll answered at once, those that come later as well: freshen is about to stop, and a client that
+// is answered comes back to whoever serves then.
+func (p *Proxy) Hurry() { p.stop() }
+
+// Close closes the connections that are not in use.
+func (p *Proxy) Close() {
+	p.stop()
+	if closer, ok := p.cfg.Transport.(interface{ CloseIdleConnections() }); ok {
+		closer.CloseIdleConnections()
+	}
+}
+
+// NewTransport returns the connections to the homeserver: as many as there are requests, kept for less long than the
+// homeserver keeps them (Twisted: 60 s), so that none is used in the moment in which it is closed.
+func NewTransport() *http.Transport {
+	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
+	return &http.Transport{
+		DialContext:           dialer.DialContext,
+		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout:   10 * time.Second,
+		MaxIdleConnsPerHost:   512,
+		IdleConnTimeout:       30 * time.Second,
+		ExpectContinueTimeout: time.Second,
+		DisableCompression:    true, // the client's own wish passes
+		WriteBufferSize:       16 << 10,
+		ReadBufferSize:        64 << 10,
+	}
+}
+
+// exchange is what one of the edited routes knows about its request. It travels in the request's context.
+type exchange interface {
+	// edit changes the homeserver's answer.
+	edit(resp *http.Response) error
+}
+
+type exchangeKey struct{}
+
+func exchangeOf(ctx context.Context) exchange {
+	x, _ := ctx.Value(exchangeKey{}).(exchange)
+	return x
+}
+
+func with(r *http.Request, x exchange) *http.Request {
+	return r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x))
+}
+
+func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	switch route(r) {
+	case routeSync:
+		p.serveSync(w, r)
+	case routeKeysQuery:
+		p.serveKeysQuery(w, r)
+	case routeVersions:
+		p.proxy.ServeHTTP(w, with(r, versionsExchange{}))
+	default:
+		p.proxy.ServeHTTP(w, r)
+	}
+}
+
+type routeName int
+
+const (
+	routePass routeName = iota
+	routeSync
+	routeKeysQuery
+	routeVersions
+)
+
+// route names the edited routes. It looks at the path as it was sent: an odd spelling of one is the homeserver's to
+// judge, and passes.
+func route(r *http.Request) routeName {
+	path, ok := strings.CutPrefix(r.URL.EscapedPath(), "/_matrix/client/")
+	if !ok {
+		return routePass
+	}
+	switch {
+	case r.Method == http.MethodGet && (path == "v3/sync" || path == "r0/sync"):
+		return routeSync
+	case r.Method == http.MethodPost && (path == "v3/keys/query" || path == "r0/keys/query" || path == "unstable/keys/query"):
+		return routeKeysQuery
+	case r.Method == http.MethodGet && path == "versions":
+		return routeVersions
+	}
+	return routePass
+}
+
+func (p *Proxy) rewrite(pr *httputil.ProxyRequest) {
+	in, out := pr.In, pr.Out
+	out.URL.Scheme, out.URL.Host = p.cfg.Homeserver.Scheme, p.cfg.Homeserver.Host
+	out.Host = in.Host
+	// The path goes on in the very bytes in which it came; net/url would spell odd ones its own way.
+	if path, _, _ := strings.Cut(in.RequestURI, "?"); strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "//") {
+		out.URL.Opaque = p.cfg.Homeserver.EscapedPath() + path
+	} else if prefix := p.cfg.Homeserver.Path; prefix != "" {
+		out.URL.Path, out.URL.RawPath = prefix+out.URL.Path, ""
+	}
+	out.URL.RawQuery, out.URL.ForceQuery = in.URL.RawQuery, in.URL.ForceQuery
+	for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+		out.Header[name] = in.Header[name]
+	}
+	pr.SetXForwarded()
+	// What the proxy in front of us says of the client's connection is truer than what we see of its own.
+	for _, name := range []string{"X-Forwarded-Host", "X-Forwarded-Proto"} {
+		if values := in.Header[name]; len(values) > 0 {
+			out.Header[name] = values
+		}
+	}
+	if exchangeOf(in.Context()) != nil {
+		out.Header.Set("Accept-Encoding", "identity")
+	}
+}
+
+func (p *Proxy) edit(resp *http.Response) error {
+	if x := exchangeOf(resp.Request.Context()); x != nil {
+		return x.edit(resp)
+	}
+	return nil
+}
+
+// failed answers in place of a homeserver that did not.
+func (p *Proxy) failed(w http.ResponseWriter, r *http.Request, err error) {
+	if r.Context().Err() != nil {
+		return // nobody is there to be told
+	}
+	p.cfg.Log.Warn("the homeserver did not answer", "method", r.Method, "err", withoutURL(err))
+	header := w.Header()
+	header.Set("Content-Type", "application/json")
+	header.Set("Access-Control-Allow-Origin", "*")
+	w.WriteHeader(http.StatusBadGateway)
+	_ = json.NewEncoder(w).Encode(map[string]string{
+		"errcode": "M_UNKNOWN",
+		"error":   "The homeserver behind freshen cannot be reached: please try again in a minute.",
+	})
+}
+
+// withoutURL takes the URL, which may hold a token, out of an error.
+func withoutURL(err error) error {
+	var urlErr *url.Error
+	if errors.As(err, &urlErr) {
+		return urlErr.Err
+	}
+	return err
+}
+
+const bufferSize = 32 << 10
+
+type bufferPool struct{ pool sync.Pool }
+
+func (b *bufferPool) Get() []byte {
+	if buf, ok := b.pool.Get().(*[bufferSize]byte); ok {
+		return buf[:]
+	}
+	return make([]byte, bufferSize)
+}
+
+func (b *bufferPool) Put(buf []byte) {
+	if cap(buf) >= bufferSize {
+		b.pool.Put((*[bufferSize]byte)(buf[:bufferSize]))
+	}
+}

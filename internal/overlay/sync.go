@@ -1,0 +1,267 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+
+	"maunium.net/go/mautrix/id"
+
+	"freshen"
+	"freshen/internal/announce"
+	"freshen/internal/homeserver"
+	"freshen/internal/overlay/splice"
+)
+
+// fewKept is up to how many kept lists it is worth finding out that a user can see none of them announced.
+const fewKept = 64
+
+var changedPath = []string{"device_lists", "changed"}
+
+// syncExchange is one GET /sync. The answer is the homeserver's own: what is owed is merged into it, and if that
+// becomes known while the homeserver still waits for news, it is asked again without waiting.
+type syncExchange struct {
+	p     *Proxy
+	ctx   context.Context // the client's
+	since string
+	waits bool // the request has a timeout, so that hurrying makes sense
+
+	mu     sync.Mutex
+	who    *homeserver.Identity
+	poll   *announce.Poll
+	ended  bool
+	abort  func() // abandons the homeserver's long poll; nil unless one is waiting
+	hasten bool   // hurrying was asked for
+}
+
+func (p *Proxy) serveSync(w http.ResponseWriter, r *http.Request) {
+	cred := homeserver.CredentialsOf(r)
+	if cred.IsZero() {
+		p.proxy.ServeHTTP(w, r)
+		return
+	}
+	query := r.URL.Query()
+	timeout, _ := strconv.ParseInt(query.Get("timeout"), 10, 64)
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	x := &syncExchange{p: p, ctx: ctx, since: query.Get("since"), waits: timeout > 0}
+	defer x.end()
+	defer context.AfterFunc(p.stopping, x.hurry)()
+	if who, ok := p.cfg.Who.Known(cred); ok {
+		x.begin(who, cred)
+	} else {
+		// Whose token it is, is asked while the homeserver answers and never before.
+		go func() {
+			if who, err := p.cfg.Who.Identify(ctx, cred); err == nil {
+				x.begin(who, cred)
+			}
+		}()
+	}
+	p.proxy.ServeHTTP(w, with(r.WithContext(ctx), x))
+}
+
+// begin registers the poll once it is known whose it is.
+func (x *syncExchange) begin(who homeserver.Identity, cred homeserver.Credentials) {
+	x.mu.Lock()
+	ended := x.ended
+	x.who = &who
+	x.mu.Unlock()
+	if ended {
+		return
+	}
+	poll := x.p.cfg.Announcer.Begin(freshen.Requester{UserID: who.UserID, DeviceID: who.DeviceID}, cred, x.since, x.hurry)
+	x.mu.Lock()
+	ended = x.ended
+	if !ended {
+		x.poll = poll
+	}
+	x.mu.Unlock()
+	if ended {
+		poll.End()
+	}
+}
+
+func (x *syncExchange) end() {
+	x.mu.Lock()
+	x.ended = true
+	poll := x.poll
+	x.mu.Unlock()
+	if poll != nil {
+		poll.End()
+	}
+}
+
+// hurry abandons the homeserver's long poll, if its answer has not begun.
+func (x *syncExchange) hurry() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.hasten = true
+	if x.abort != nil {
+		x.abort()
+	}
+}
+
+// arm says how the long poll can be abandoned; false means that it is not to be begun at all.
+func (x *syncExchange) arm(abort func()) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.hasten {
+		return false
+	}
+	x.abort = abort
+	return true
+}
+
+// disarm is called when the answer has begun or failed; hurried says that it was abandoned before.
+func (x *syncExchange) disarm() (hurried bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.abort = nil
+	return x.hasten
+}
+
+var errHurried = errors.New("the long poll was abandoned, to bring an announcement at once")
+
+// hurrier is the transport to the homeserver, which can abandon a long poll and ask again without waiting.
+type hurrier struct{ base http.RoundTripper }
+
+func (h hurrier) RoundTrip(req *http.Request) (*http.Response, error) {
+	x, ok := exchangeOf(req.Context()).(*syncExchange)
+	if !ok || !x.waits {
+		return h.base.RoundTrip(req)
+	}
+	ctx, cancel := context.WithCancelCause(req.Context())
+	if x.arm(func() { cancel(errHurried) }) {
+		resp, err := h.base.RoundTrip(req.WithContext(ctx))
+		if !x.disarm() {
+			if err != nil {
+				cancel(err)
+				return nil, err
+			}
+			resp.Body = &cancelOnClose{resp.Body, func() { cancel(nil) }}
+			return resp, nil
+		}
+		if err == nil {
+			_ = resp.Body.Close()
+		}
+	}
+	cancel(errHurried)
+	again := req.Clone(req.Context())
+	again.URL.RawQuery = withoutWaiting(req.URL.RawQuery)
+	return h.base.RoundTrip(again)
+}
+
+type cancelOnClose struct {
+	io.ReadCloser
+	cancel func()
+}
+
+func (c *cancelOnClose) Close() error {
+	defer c.cancel()
+	return c.ReadCloser.Close()
+}
+
+// withoutWaiting sets timeout=0 and leaves every other byte of the query.
+func withoutWaiting(rawQuery string) string {
+	parts := strings.Split(rawQuery, "&")
+	for i, part := range parts {
+		name, _, _ := strings.Cut(part, "=")
+		if name, err := url.QueryUnescape(name); err == nil && name == "timeout" {
+			parts[i] = "timeout=0"
+		}
+	}
+	return strings.Join(parts, "&")
+}
+
+// edit merges what is owed into the answer while it streams past. Where nothing is owed and nothing is to be watched,
+// the answer is not looked at.
+func (x *syncExchange) edit(resp *http.Response) error {
+	if resp.StatusCode != http.StatusOK {
+		return nil
+	}
+	x.mu.Lock()
+	poll, who := x.poll, x.who
+	x.mu.Unlock()
+	var entries []announce.Entry
+	if poll != nil {
+		entries = poll.Owed()
+	}
+	watch := x.p.mayBeAnnounced(who)
+	if len(entries) == 0 && !watch {
+		return nil
+	}
+	if !decode(resp) {
+		return nil
+	}
+	edit := splice.Edit{Path: changedPath, Token: "next_batch"}
+	for _, e := range entries {
+		edit.Add = append(edit.Add, string(e.Target))
+	}
+	if watch {
+		edit.Watch = func(entry []byte) bool { return x.p.cfg.Lists.Has(id.UserID(entry)) }
+	}
+	resp.Body = &syncBody{spliced: splice.NewReader(resp.Body, edit), source: resp.Body, x: x, poll: poll, entries: entries}
+	changedLength(resp, -1)
+	return nil
+}
+
+// mayBeAnnounced says whether the homeserver could announce somebody to this user whose list is kept. Where it is not
+// known who the user is or with whom they share rooms, it could.
+func (p *Proxy) mayBeAnnounced(who *homeserver.Identity) bool {
+	if p.cfg.Lists.None() {
+		return false
+	}
+	users := p.cfg.Lists.Users()
+	if who == nil || len(users) > fewKept {
+		return true
+	}
+	for _, user := range users {
+		if shares, known := p.cfg.Rooms.Known(who.UserID, user); shares || !known {
+			return true
+		}
+	}
+	return false
+}
+
+// syncBody is the edited answer. It is closed after its last byte was written to the client, and before the client can
+// tell that it was the last.
+type syncBody struct {
+	spliced *splice.Reader
+	source  io.Closer
+	x       *syncExchange
+	poll    *announce.Poll
+	entries []announce.Entry
+	whole   bool
+}
+
+func (b *syncBody) Read(into []byte) (int, error) {
+	n, err := b.spliced.Read(into)
+	if errors.Is(err, io.EOF) {
+		b.whole = true
+	}
+	return n, err
+}
+
+func (b *syncBody) Close() error {
+	result := b.spliced.Result()
+	if len(result.Seen) > 0 {
+		seen := make([]id.UserID, len(result.Seen))
+		for i, user := range result.Seen {
+			seen[i] = id.UserID(user)
+		}
+		b.x.p.cfg.Lists.Announced(seen)
+	}
+	if b.whole && b.poll != nil && b.x.ctx.Err() == nil {
+		token := ""
+		if result.Complete && result.HasToken {
+			token = result.Token
+		}
+		b.poll.Delivered(b.entries, token)
+	}
+	return errors.Join(b.spliced.Close(), b.source.Close())
+}
