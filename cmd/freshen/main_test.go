@@ -336,7 +336,7 @@ func TestTakenPort(t *testing.T) {
 	cmd := command(t, dir, "serve")
 	cmd.Env = append(cmd.Env, "FRESHEN_LISTEN="+taken.Addr().String())
 	_, stderr, status := finish(t, cmd)
-	if status != 1 || !strings.Contains(stderr, "freshen cannot start") || !strings.Contains(stderr, taken.Addr().String()) {
+	if status != 1 || !strings.Contains(stderr, "freshen: cannot start: ") || !strings.Contains(stderr, taken.Addr().String()) {
 		t.Errorf("serve ends with %d and says:\n%s", status, stderr)
 	}
 }
