@@ -30,7 +30,7 @@ build: go ## Build freshen into bin/freshen, static (VERSION=v1.2.3 to name it)
 demo: go ## Watch freshen between two real homeservers (KEEP=1 leaves them running)
 	@echo 'The demo needs Go and nothing else. The first time it downloads and builds Dendrite, a homeserver, into .cache:'
 	@echo 'that takes minutes. All that it starts listens on loopback addresses alone.'
-	$(GO) run -tags $(TAGS) ./cmd/freshen-demo $(if $(KEEP),--keep)
+	$(GO) run -tags $(TAGS) ./cmd/freshen-demo $(if $(filter-out 0,$(KEEP)),--keep)
 
 test: go compiler dendrite ## Run all tests, with the race detector and real homeservers
 	$(GO) test -race -tags $(TAGS) -timeout $(TIMEOUT) ./...
