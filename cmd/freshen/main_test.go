@@ -33,7 +33,8 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		binary = filepath.Join(dir, "freshen")
-		build := exec.CommandContext(context.Background(), "go", "build", "-ldflags", "-X main.linkedVersion=v0.0.0-test", "-o", binary, ".")
+		build := exec.CommandContext(context.Background(), "go", "build", "-buildvcs=false",
+			"-ldflags", "-X main.linkedVersion=v0.0.0-test", "-o", binary, ".")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "freshen does not build: %v\n%s", err, out)
@@ -335,7 +336,7 @@ func TestTakenPort(t *testing.T) {
 	cmd := command(t, dir, "serve")
 	cmd.Env = append(cmd.Env, "FRESHEN_LISTEN="+taken.Addr().String())
 	_, stderr, status := finish(t, cmd)
-	if status != 1 || !strings.Contains(stderr, "freshen cannot start") || !strings.Contains(stderr, taken.Addr().String()) {
+	if status != 1 || !strings.Contains(stderr, "freshen: cannot start: ") || !strings.Contains(stderr, taken.Addr().String()) {
 		t.Errorf("serve ends with %d and says:\n%s", status, stderr)
 	}
 }

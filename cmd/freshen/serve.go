@@ -26,16 +26,20 @@ func (*serveCmd) Run(line *cli, to console) (err error) {
 	ctx, restore := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer restore()
 
-	freshen, err := app.Open(ctx, cfg, log)
-	if err != nil {
-		return fmt.Errorf("freshen cannot start: %w", err)
-	}
-	defer func() { err = errors.Join(err, freshen.Close()) }()
 	unwatch := context.AfterFunc(ctx, func() {
 		restore()
 		log.Info("stopping: running requests may end; a second signal stops at once")
 	})
 	defer unwatch()
+
+	freshen, err := app.Open(ctx, cfg, log)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil // Who asks to stop while freshen starts gets what they asked for.
+	case err != nil:
+		return fmt.Errorf("cannot start: %w", err)
+	}
+	defer func() { err = errors.Join(err, freshen.Close()) }()
 	log.Info("serving",
 		"version", version(),
 		"config", path,

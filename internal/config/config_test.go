@@ -113,6 +113,7 @@ func TestDefaults(t *testing.T) {
 		"alias":          "homeserver: {name: &n example.org, url: http://127.0.0.1:8008, signing_key: /k}\nfederation: {ca_file: ''}\n",
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			if diff := cmp.Diff(want, parse(t, text), compareURLs, comparePrefixes, ignorePlaces); diff != "" {
 				t.Errorf("defaults differ (-want +got):\n%s", diff)
 			}
@@ -232,8 +233,7 @@ cache: {success: -1s}
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			_, err := config.Parse("/x/freshen.yaml", []byte(test.text), noEnv)
-			var mistakes *config.Mistakes
-			if !errors.As(err, &mistakes) {
+			if _, ok := errors.AsType[*config.Mistakes](err); !ok {
 				t.Fatalf("error is %v, want mistakes", err)
 			}
 			if diff := cmp.Diff(test.want, strings.Split(err.Error(), "\n")); diff != "" {

@@ -1,6 +1,7 @@
 package config_test
 
 import (
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -67,4 +68,26 @@ func TestGlobsAreCheap(t *testing.T) {
 	if took := time.Since(start); took > 5*time.Second {
 		t.Errorf("100 names took %s", took)
 	}
+}
+
+// The matcher must agree with the plain reading of globs, or a server is asked that should not be.
+func FuzzServerGlob(f *testing.F) {
+	f.Add("*.example.org", "matrix.example.org")
+	f.Add("a?*b**", "axyzb")
+	f.Add("*a*a*a", "aaaa")
+	f.Fuzz(func(t *testing.T, glob, name string) {
+		if strings.ContainsAny(glob+name, ":[]\n") || strings.HasSuffix(name, ".") || glob == "" || len(glob)+len(name) > 200 {
+			return
+		}
+		for _, r := range glob + name {
+			if r > '~' {
+				return
+			}
+		}
+		pattern := strings.NewReplacer(`\*`, ".*", `\?`, ".").Replace(regexp.QuoteMeta(strings.ToLower(glob)))
+		want := regexp.MustCompile("^" + pattern + "$").MatchString(strings.ToLower(name))
+		if got := (config.Federation{AllowServers: []string{glob}}).ServerAllowed(name); got != want {
+			t.Errorf("glob %q matches %q: %t, want %t", glob, name, got, want)
+		}
+	})
 }

@@ -191,7 +191,9 @@ func (s *section) httpURL(key string, into **url.URL) {
 	case u.Fragment != "":
 		s.mistake(key, `must not hold a fragment ("#…")`)
 	default:
-		u.Path, u.RawPath = strings.TrimRight(u.Path, "/"), strings.TrimRight(u.RawPath, "/")
+		for strings.HasSuffix(u.EscapedPath(), "/") {
+			u.Path, u.RawPath = strings.TrimSuffix(u.Path, "/"), strings.TrimSuffix(u.RawPath, "/")
+		}
 		*into = u
 	}
 }

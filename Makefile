@@ -1,0 +1,83 @@
+# make, or make help, lists what there is to do. Every target says what it installs or builds.
+
+GO        ?= go
+# Pure Go in place of libolm, for the encrypting clients of the tests and the demo.
+TAGS      := goolm
+BIN       := bin
+VERSION   ?=
+FUZZTIME  ?= 30s
+BENCHTIME ?= 1s
+BENCH     ?= .
+# For one package's tests; the homeservers of some take their time on a small machine.
+TIMEOUT   ?= 20m
+
+LDFLAGS := -s -w $(if $(VERSION),-X main.linkedVersion=$(VERSION))
+LINTER  := $(GO) tool -modfile=tools/go.mod golangci-lint
+
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+
+.DEFAULT_GOAL := help
+.PHONY: help build demo test lint bench fuzz go compiler dendrite clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: go ## Build freshen into bin/freshen, static (VERSION=v1.2.3 to name it)
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/freshen ./cmd/freshen
+	@echo "Built $(BIN)/freshen: $$($(BIN)/freshen version)"
+
+demo: go ## Watch freshen between two real homeservers (KEEP=1 leaves them running)
+	@echo 'The demo needs Go and nothing else. The first time it downloads and builds Dendrite, a homeserver, into .cache:'
+	@echo 'that takes minutes. All that it starts listens on loopback addresses alone.'
+	$(GO) run -tags $(TAGS) ./cmd/freshen-demo $(if $(filter-out 0,$(KEEP)),--keep)
+
+test: go compiler dendrite ## Run all tests, with the race detector and real homeservers
+	$(GO) test -race -tags $(TAGS) -timeout $(TIMEOUT) ./...
+
+lint: go ## Look for mistakes: gofmt, go vet, golangci-lint
+	@unformatted=$$(gofmt -l .); \
+	if [ -n "$$unformatted" ]; then echo "Not formatted, run gofmt -w on:" >&2; echo "$$unformatted" >&2; exit 1; fi
+	$(GO) vet -tags $(TAGS) ./...
+	@echo 'golangci-lint comes through tools/go.mod; building it takes about a minute the first time.'
+	$(LINTER) run ./...
+
+bench: go ## Run the benchmarks (BENCH=regexp, BENCHTIME=1s)
+	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime $(BENCHTIME) -tags $(TAGS) -timeout $(TIMEOUT) \
+		$$(grep -rlE '^func Benchmark' --include='*_test.go' . | xargs -r -n1 dirname | sort -u)
+
+fuzz: go ## Fuzz each target for a while (FUZZTIME=30s)
+	@grep -rHoE '^func Fuzz[A-Za-z0-9_]+' --include='*_test.go' . | sort | while IFS=: read -r file target; do \
+		target=$${target#func }; package=$$(dirname "$$file"); \
+		echo "$$package $$target, $(FUZZTIME)"; \
+		$(GO) test -tags $(TAGS) -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) "$$package" || exit 1; \
+	done
+
+clean: ## Remove what was built: bin and .cache
+	rm -rf $(BIN) .cache
+
+# The Go toolchain fetches the version that go.mod asks for by itself, unless it is too old to know how.
+go:
+	@command -v $(GO) >/dev/null || { echo 'Go is missing: install Go 1.26 or newer from https://go.dev/dl/' >&2; exit 1; }
+	@$(GO) version >/dev/null 2>&1 && $(GO) list -m >/dev/null || { \
+		echo "$$($(GO) version 2>&1) cannot build this: go.mod asks for Go $$(awk '$$1 == "go" {print $$2}' go.mod)" >&2; exit 1; }
+
+# The race detector is linked by a C compiler.
+compiler:
+	@if command -v "$$($(GO) env CC)" >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo 'Installing a C compiler, which the race detector needs: apt-get install gcc libc6-dev'; \
+		apt-get update -q && apt-get install -y -q --no-install-recommends gcc libc6-dev; \
+	else \
+		echo 'The race detector needs a C compiler: as root, apt-get install -y gcc libc6-dev' >&2; exit 1; \
+	fi
+
+# The tests build Dendrite by themselves; here it is compiled into Go's build cache beforehand, where its progress shows
+# and no test's deadline runs.
+dendrite:
+	@echo 'Making sure that Dendrite, the homeserver of the tests, is compiled. The first time this takes some minutes.'
+	@CGO_ENABLED=0 GOWORK=off GOFLAGS=-buildvcs=false $(GO) -C internal/testbed/dendrite build -v -o /dev/null tool 2>&1 | awk ' \
+		/^go: downloading / { if (++d % 25 == 0) { print "  … " d " modules downloaded"; fflush() }; next } \
+		/[ :]/ { print; fflush(); next } \
+		{ if (++n % 50 == 0) { print "  … " n " packages compiled"; fflush() } } \
+		END { if (n) print "  " n " packages compiled" }'
