@@ -11,7 +11,7 @@ BENCH     ?= .
 # For one package's tests; the homeservers of some take their time on a small machine.
 TIMEOUT   ?= 20m
 
-LDFLAGS := -s -w $(if $(VERSION),-X main.linkedVersion=$(VERSION))
+LDFLAGS := -s -w $(if $(VERSION),-X freshen/internal/app.linkedVersion=$(VERSION))
 LINTER  := $(GO) tool -modfile=tools/go.mod golangci-lint
 
 SHELL       := bash

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"freshen/internal/config"
+	"freshen/internal/federation"
 )
 
 type checkCmd struct{}
@@ -20,8 +21,12 @@ func (*checkCmd) Run(line *cli, to console) error {
 	if err != nil {
 		return err
 	}
-	if err := checkFiles(cfg); err != nil {
+	warning, err := checkFiles(cfg)
+	if err != nil {
 		return err
+	}
+	if warning != "" {
+		fmt.Fprintf(to.err, "%s: warning: %s\n", path, warning)
 	}
 	fmt.Fprintf(to.out, "%s: ok\n", path)
 	for _, row := range summary(cfg) {
@@ -30,11 +35,13 @@ func (*checkCmd) Run(line *cli, to console) error {
 	return nil
 }
 
-// checkFiles opens what the configuration names, and reports all that serve would stumble over.
-func checkFiles(cfg *config.Config) error {
+// checkFiles opens what the configuration names, and reports all that serve would stumble over. warning is a sentence
+// about what would not stop it, or empty.
+func checkFiles(cfg *config.Config) (warning string, err error) {
 	wrong := map[string]string{}
-	if why := unreadable(cfg.Homeserver.SigningKey); why != "" {
-		wrong["homeserver.signing_key"] = why
+	_, warning, err = federation.ReadSigningKey(cfg.Homeserver.SigningKey)
+	if err != nil {
+		wrong["homeserver.signing_key"] = err.Error()
 	}
 	if file := cfg.Federation.CAFile; file != "" {
 		if why := noCertificates(file); why != "" {
@@ -46,7 +53,7 @@ func checkFiles(cfg *config.Config) error {
 	} else if why := noPlaceForDatabase(cfg.Database.Path); why != "" {
 		wrong["database"] = why
 	}
-	return cfg.Reject(wrong)
+	return warning, cfg.Reject(wrong)
 }
 
 func unreadable(path string) string {

@@ -41,7 +41,7 @@ func (*serveCmd) Run(line *cli, to console) (err error) {
 	}
 	defer func() { err = errors.Join(err, freshen.Close()) }()
 	log.Info("serving",
-		"version", version(),
+		"version", app.Version(),
 		"config", path,
 		"listen", freshen.Addr().String(),
 		"admin", freshen.AdminAddr().String(),

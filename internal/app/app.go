@@ -1,62 +1,269 @@
-// Package app wires freshen together.
+// Package app wires everything that freshen is made of, in one place for the command, the demo and the tests.
 package app
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httputil"
+	"sync"
 	"time"
 
+	"freshen/internal/announce"
+	"freshen/internal/clientapi"
 	"freshen/internal/config"
+	"freshen/internal/federation"
+	"freshen/internal/homeserver"
+	"freshen/internal/kept"
+	"freshen/internal/overlay"
+	"freshen/internal/refresh"
+	"freshen/internal/retry"
+	"freshen/internal/rooms"
+	"freshen/internal/store"
 )
 
-// App is a freshen that has opened all it needs.
+// grace is how long running requests may take to end when freshen is told to stop.
+const grace = 10 * time.Second
+
+// App is freshen, open and listening. Run serves; Close gives everything back.
 type App struct {
-	cfg           *config.Config
+	log        *slog.Logger
+	store      *store.Store
+	hs         *homeserver.Client
+	federation *federation.Client
+	announcer  *announce.Announcer
+	lists      *kept.Lists
+	engine     *refresh.Engine
+	worker     *retry.Worker
+	proxy      *overlay.Proxy
+
 	public, admin net.Listener
+	handler       http.Handler
+	closed        sync.Once
 }
 
-// Open opens the listeners.
-func Open(ctx context.Context, cfg *config.Config, _ *slog.Logger) (*App, error) {
-	var lc net.ListenConfig
-	public, err := lc.Listen(ctx, "tcp", cfg.Listen)
-	if err != nil {
+// Open reads the signing key, opens the database and takes the ports. Its errors are sentences for the administrator.
+func Open(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *App, err error) {
+	a := &App{log: log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.Close())
+		}
+	}()
+	if err := a.openFederation(cfg); err != nil {
 		return nil, err
 	}
-	admin, err := lc.Listen(ctx, "tcp", cfg.Admin.Listen)
-	if err != nil {
-		return nil, errors.Join(err, public.Close())
+	if cfg.Database.URL != nil {
+		return nil, errors.New("database: this version of freshen keeps its data in SQLite only; name a file instead of a Postgres URL")
 	}
-	return &App{cfg: cfg, public: public, admin: admin}, nil
+	if a.store, err = store.Open(ctx, cfg.Database.Path, log); err != nil {
+		return nil, err
+	}
+	if err := a.openEngine(ctx, cfg); err != nil {
+		return nil, err
+	}
+	if a.public, err = listen(ctx, "listen", cfg.Listen); err != nil {
+		return nil, err
+	}
+	if a.admin, err = listen(ctx, "admin.listen", cfg.Admin.Listen); err != nil {
+		return nil, err
+	}
+	return a, nil
 }
 
-// Run serves until ctx is done.
-func (a *App) Run(ctx context.Context) error {
-	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(a.cfg.Homeserver.URL) }}
-	server := &http.Server{Handler: proxy, ReadHeaderTimeout: time.Minute}
-	stopped := make(chan error, 1)
-	context.AfterFunc(ctx, func() {
-		within, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
-		defer cancel()
-		stopped <- server.Shutdown(within)
+func (a *App) openFederation(cfg *config.Config) error {
+	key, warning, err := federation.ReadSigningKey(cfg.Homeserver.SigningKey)
+	if err != nil {
+		return fmt.Errorf("homeserver.signing_key: %w", err)
+	}
+	if warning != "" {
+		a.log.Warn(warning)
+	}
+	roots, err := federation.LoadRoots(cfg.Federation.CAFile)
+	if err != nil {
+		return fmt.Errorf("federation.ca_file: %w", err)
+	}
+	a.federation, err = federation.New(federation.Config{
+		ServerName:    cfg.Homeserver.Name,
+		Key:           key,
+		Roots:         roots,
+		AllowNetworks: cfg.Federation.AllowNetworks,
+		UserAgent:     fmt.Sprintf("freshen/%s (device lists for %s)", Version(), cfg.Homeserver.Name),
 	})
-	if err := server.Serve(a.public); !errors.Is(err, http.ErrServerClosed) {
+	return err
+}
+
+func (a *App) openEngine(ctx context.Context, cfg *config.Config) (err error) {
+	a.hs = homeserver.New(cfg.Homeserver.URL, nil)
+	neighbours := rooms.New(a.hs, cfg.Homeserver.Name, time.Now)
+	if a.lists, err = kept.Load(ctx, a.store, a.log); err != nil {
+		return fmt.Errorf("database: the kept device lists cannot be read: %w", err)
+	}
+	if a.announcer, err = announce.Open(ctx, a.store, neighbours, a.log, time.Now); err != nil {
+		return fmt.Errorf("database: the announcements cannot be read: %w", err)
+	}
+	// What is kept is known before the clients are told to ask for it.
+	a.store.OnCommit(func(c store.Committed) {
+		a.lists.Put(c.Kept)
+		a.announcer.Announced(c.Announced)
+	})
+	a.engine = refresh.New(refresh.Config{
+		ServerName:      cfg.Homeserver.Name,
+		Timeout:         cfg.Federation.Timeout,
+		SuccessFor:      cfg.Cache.Success,
+		FailureFor:      cfg.Cache.Failure,
+		PerUser:         refresh.Limit(cfg.Limits.PerUser),
+		PerDestination:  refresh.Limit(cfg.Limits.PerDestination),
+		SharedRoomsOnly: cfg.Limits.SharedRoomsOnly,
+		ServerAllowed:   cfg.Federation.ServerAllowed,
+		Retry:           retry.Policy{First: cfg.Retry.First, Most: cfg.Retry.Most, GiveUpAfter: cfg.Retry.GiveUpAfter},
+		Owed:            func() { a.worker.Poke() },
+	}, a.store, a.federation, a.announcer, a.log)
+	a.worker = retry.NewWorker(a.store, a.engine.Pay, a.log, time.Now)
+	a.proxy = overlay.New(overlay.Config{
+		Homeserver: cfg.Homeserver.URL,
+		Who:        a.hs,
+		Announcer:  a.announcer,
+		Lists:      a.lists,
+		Rooms:      neighbours,
+		Refresher:  a.engine,
+		Log:        a.log,
+		Now:        time.Now,
+	})
+	own := clientapi.New(a.hs, a.engine, a.log)
+	a.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if own.Match(r) {
+			own.ServeHTTP(w, r)
+			return
+		}
+		a.proxy.ServeHTTP(w, r)
+	})
+	return a.settle(ctx, cfg)
+}
+
+// settle brings what is owed in line with this start: claims of the process before are void, and destinations that the
+// configuration denies by now are owed nothing.
+func (a *App) settle(ctx context.Context, cfg *config.Config) error {
+	if err := a.store.ReleaseClaims(ctx, time.Now()); err != nil {
 		return err
 	}
-	return <-stopped
+	names, err := a.store.OwedDestinations(ctx)
+	if err != nil {
+		return fmt.Errorf("database: what is owed cannot be read: %w", err)
+	}
+	for _, name := range names {
+		if cfg.Federation.ServerAllowed(name) {
+			continue
+		}
+		dropped, err := a.store.DropDestination(ctx, name)
+		if err != nil {
+			return err
+		}
+		a.log.Info("dropped what was owed to a destination that the configuration denies", "destination", name, "debts", dropped)
+	}
+	return nil
 }
 
-// Close closes the listeners.
-func (a *App) Close() error {
-	_ = a.public.Close()
-	return a.admin.Close()
-}
-
-// Addr is the public listener's address.
+// Addr is where clients are served.
 func (a *App) Addr() net.Addr { return a.public.Addr() }
 
-// AdminAddr is the admin listener's address.
+// AdminAddr is where /health and /ready are served.
 func (a *App) AdminAddr() net.Addr { return a.admin.Addr() }
+
+// Run serves until ctx is done. Then it hurries the long polls, lets running requests end, for ten seconds at the
+// most, and saves what is in memory alone. A listener that fails ends it with an error.
+func (a *App) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var wg sync.WaitGroup
+	wg.Go(func() { a.announcer.Run(background) })
+	wg.Go(func() { a.worker.Run(background) })
+
+	public, admin := a.server(a.handler), a.server(a.adminHandler())
+	failed := make(chan error, 2)
+	wg.Go(func() { failed <- public.Serve(a.public) })
+	wg.Go(func() { failed <- admin.Serve(a.admin) })
+	a.logOwed(ctx)
+
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	a.proxy.Hurry()
+	last, cancelLast := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	defer cancelLast()
+	for _, server := range []*http.Server{public, admin} {
+		if server.Shutdown(last) != nil {
+			a.log.Warn("some requests did not end in time and were cut off", "after", grace)
+			_ = server.Close()
+		}
+	}
+	a.engine.Close()
+	stop()
+	wg.Wait()
+	return err
+}
+
+func (a *App) logOwed(ctx context.Context) {
+	switch debts, err := a.store.Debts(ctx); {
+	case err != nil:
+		a.log.Error("cannot count what is owed", "err", err)
+	case debts > 0:
+		a.log.Info("device lists are owed from before and will be fetched", "debts", debts)
+	}
+}
+
+func (a *App) server(handler http.Handler) *http.Server {
+	return &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: 30 * time.Second,
+		IdleTimeout:       2 * time.Minute, // longer than a proxy in front keeps its connections
+		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelWarn),
+	}
+}
+
+// Close gives everything back. It may be called twice, and after Run.
+func (a *App) Close() error {
+	var errs []error
+	a.closed.Do(func() {
+		for _, listener := range []net.Listener{a.public, a.admin} {
+			if listener != nil {
+				if err := listener.Close(); !errors.Is(err, net.ErrClosed) {
+					errs = append(errs, err)
+				}
+			}
+		}
+		if a.engine != nil {
+			a.engine.Close()
+		}
+		if a.proxy != nil {
+			a.proxy.Close()
+		}
+		if a.lists != nil {
+			a.lists.Close()
+		}
+		if a.federation != nil {
+			a.federation.Close()
+		}
+		if a.hs != nil {
+			a.hs.CloseIdleConnections()
+		}
+		if a.store != nil {
+			errs = append(errs, a.store.Close())
+		}
+	})
+	return errors.Join(errs...)
+}
+
+func listen(ctx context.Context, key, address string) (net.Listener, error) {
+	var config net.ListenConfig
+	listener, err := config.Listen(ctx, "tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("%s: cannot listen on %s, is another program using it? %w", key, address, err)
+	}
+	return listener, nil
+}

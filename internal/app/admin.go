@@ -1,0 +1,26 @@
+package app
+
+import (
+	"context"
+	"net/http"
+	"time"
+)
+
+// adminHandler answers the site's own monitoring: /health says that the process runs, /ready that the database answers.
+func (a *App) adminHandler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("ok\n"))
+	})
+	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+		defer cancel()
+		if err := a.store.Ready(ctx); err != nil {
+			a.log.Error("not ready: the database does not answer", "err", err)
+			http.Error(w, "the database does not answer", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = w.Write([]byte("ready\n"))
+	})
+	return mux
+}
