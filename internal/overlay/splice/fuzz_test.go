@@ -22,6 +22,7 @@ func FuzzReader(f *testing.F) {
 	for _, s := range []string{
 		`{"device_lists":{"changed":[[],{},"\\",1e9,0e0,"@bob:b.example"]},"device_lists":null}`,
 		`{"\u0064evice_lists":{"changed":[]} , "next_batch":"\u00e9"} `,
+		"{\"device_lists\":{\"changed\":[\"@bob:b.example\xa6\"]}}",
 		`{"device_lists":{"changed":true}}`, `{"device_lists":nul`, `{"a":"\`, `[]`, `{"a":[}]}`, `{"next_batch":"\ud800"}`,
 	} {
 		f.Add([]byte(s), uint16(3), true)
