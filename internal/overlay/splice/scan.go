@@ -2,6 +2,7 @@ package splice
 
 import (
 	"bytes"
+	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -368,13 +369,13 @@ func (s *scanner) sawEntry(entry []byte) {
 	s.result.Seen = append(s.result.Seen, string(entry))
 }
 
-// unquote decodes raw. A string without a backslash stands for itself.
+// unquote decodes raw; what is no UTF-8 equals nothing that is looked for. A string without a backslash stands for itself.
 func (s *scanner) unquote(raw []byte) ([]byte, bool) {
 	switch {
 	case raw == nil:
 		return nil, false
 	case bytes.IndexByte(raw, '\\') < 0:
-		return raw[1 : len(raw)-1], true
+		return raw[1 : len(raw)-1], utf8.Valid(raw)
 	}
 	text, err := jsontext.AppendUnquote(s.bufs.scratch[:0], raw)
 	return text, err == nil

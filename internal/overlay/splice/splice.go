@@ -41,8 +41,8 @@ type Edit struct {
 	// Token is the key of the top-level string that the result reports: "next_batch", or "pos" for sliding sync. Empty,
 	// none is.
 	Token string
-	// Watch picks the entries of the source's own array that the result reports; nil picks none. It must not keep its
-	// argument.
+	// Watch picks the entries of the source's own array that the result reports; nil picks none. It is shown the decoded
+	// strings of at most 4 KiB that are UTF-8, and must not keep its argument.
 	Watch func(entry []byte) bool
 }
 

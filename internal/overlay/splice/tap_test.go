@@ -135,11 +135,15 @@ func (t *tap) array() error {
 			}
 			continue
 		}
-		entry, err := t.dec.ReadToken()
+		raw, err := t.dec.ReadValue()
 		if err != nil {
 			return err
 		}
-		text := entry.String()
+		unquoted, err := jsontext.AppendUnquote(nil, raw)
+		if err != nil || len(raw) > maxToken {
+			continue
+		}
+		text := string(unquoted)
 		have[text] = true
 		if t.edit.Watch != nil && t.edit.Watch([]byte(text)) {
 			if t.result.SeenMore = len(t.result.Seen) >= MaxSeen; !t.result.SeenMore {
