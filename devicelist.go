@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	jsonv2 "github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 	"maunium.net/go/mautrix/id"
 )
@@ -24,6 +25,9 @@ const (
 	maxDeviceIDLength = 255
 	// maxDisplayNameLength bounds a device's display name; a longer one is absent.
 	maxDisplayNameLength = 1024
+	// maxKeyDepth bounds the nesting of one device or key. Real ones have four levels; some clients' parsers give up
+	// the whole answer at 128, and with it the keys of everybody else in it.
+	maxKeyDepth = 32
 )
 
 // DeviceList is the device list of one user as their own server told it (GET /_matrix/federation/v1/user/devices),
@@ -53,11 +57,11 @@ type Device struct {
 type DropReason string
 
 const (
-	DropNoObject    DropReason = "no_object"    // a device, or its keys, is no JSON object
+	DropNoObject    DropReason = "no_object"    // a device, or its keys, is no JSON object that every client can read
 	DropBadID       DropReason = "bad_id"       // the device ID is missing, no string, empty or too long
 	DropDuplicate   DropReason = "duplicate"    // the device ID stands twice: every one with that ID goes
 	DropOtherID     DropReason = "other_id"     // the inner user_id or device_id is another's
-	DropCrossSigner DropReason = "cross_signer" // a cross-signing key of another user, of another usage, or no object
+	DropCrossSigner DropReason = "cross_signer" // a cross-signing key of another user, of another usage, or no such object
 )
 
 // ParseDeviceList reads the body of GET /user/devices/{target}, leniently part by part and strictly as a whole: a
@@ -68,13 +72,15 @@ func ParseDeviceList(body []byte, target id.UserID) (*DeviceList, error) {
 		return nil, fmt.Errorf("device list of %d bytes is over the limit of %d", len(body), MaxDeviceListBytes)
 	}
 	var wire struct {
-		UserID         *string           `json:"user_id"`
-		StreamID       json.RawMessage   `json:"stream_id"`
-		Devices        []json.RawMessage `json:"devices"`
-		MasterKey      json.RawMessage   `json:"master_key"`
-		SelfSigningKey json.RawMessage   `json:"self_signing_key"`
+		UserID         *string          `json:"user_id"`
+		StreamID       jsontext.Value   `json:"stream_id"`
+		Devices        []jsontext.Value `json:"devices"`
+		MasterKey      jsontext.Value   `json:"master_key"`
+		SelfSigningKey jsontext.Value   `json:"self_signing_key"`
 	}
-	if err := json.Unmarshal(body, &wire); err != nil {
+	// Lenient here, strict in readObject: one device with a name twice or bytes that are no UTF-8 must not cost the rest.
+	lenient := jsonv2.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
+	if err := jsonv2.Unmarshal(body, &wire, lenient); err != nil {
 		return nil, fmt.Errorf("no device list: %w", err)
 	}
 	switch {
@@ -97,7 +103,7 @@ func ParseDeviceList(body []byte, target id.UserID) (*DeviceList, error) {
 	return list, nil
 }
 
-func (l *DeviceList) readDevices(raw []json.RawMessage) {
+func (l *DeviceList) readDevices(raw []jsontext.Value) {
 	l.Devices = make([]Device, 0, len(raw))
 	seen := make(map[id.DeviceID]int, len(raw))
 	for _, r := range raw {
@@ -121,13 +127,13 @@ func (l *DeviceList) readDevices(raw []json.RawMessage) {
 }
 
 // readDevice returns the device's ID even where it must be dropped, so that a duplicate of it is seen.
-func readDevice(raw json.RawMessage, owner id.UserID) (Device, DropReason) {
+func readDevice(raw jsontext.Value, owner id.UserID) (Device, DropReason) {
 	var wire struct {
-		ID          json.RawMessage `json:"device_id"`
-		Keys        json.RawMessage `json:"keys"`
-		DisplayName json.RawMessage `json:"device_display_name"`
+		ID          jsontext.Value `json:"device_id"`
+		Keys        jsontext.Value `json:"keys"`
+		DisplayName jsontext.Value `json:"device_display_name"`
 	}
-	if !isObject(raw) || json.Unmarshal(raw, &wire) != nil {
+	if !readObject(raw, &wire) {
 		return Device{}, DropNoObject
 	}
 	deviceID, ok := readString(wire.ID)
@@ -136,10 +142,10 @@ func readDevice(raw json.RawMessage, owner id.UserID) (Device, DropReason) {
 	}
 	device := Device{ID: id.DeviceID(deviceID)}
 	var inner struct {
-		UserID   json.RawMessage `json:"user_id"`
-		DeviceID json.RawMessage `json:"device_id"`
+		UserID   jsontext.Value `json:"user_id"`
+		DeviceID jsontext.Value `json:"device_id"`
 	}
-	if !isObject(wire.Keys) || json.Unmarshal(wire.Keys, &inner) != nil {
+	if !readObject(wire.Keys, &inner) {
 		return device, DropNoObject
 	}
 	if !absentOr(inner.UserID, string(owner)) || !absentOr(inner.DeviceID, deviceID) {
@@ -148,11 +154,11 @@ func readDevice(raw json.RawMessage, owner id.UserID) (Device, DropReason) {
 	if name, ok := readString(wire.DisplayName); ok && len(name) <= maxDisplayNameLength {
 		device.DisplayName = name
 	}
-	device.Keys = bytes.Clone(wire.Keys)
+	device.Keys = json.RawMessage(wire.Keys)
 	return device, ""
 }
 
-func (l *DeviceList) readCrossSigningKey(raw json.RawMessage, usage string) json.RawMessage {
+func (l *DeviceList) readCrossSigningKey(raw jsontext.Value, usage string) json.RawMessage {
 	if len(raw) == 0 || string(raw) == "null" {
 		return nil
 	}
@@ -161,12 +167,12 @@ func (l *DeviceList) readCrossSigningKey(raw json.RawMessage, usage string) json
 		Usage  []string          `json:"usage"`
 		Keys   map[string]string `json:"keys"`
 	}
-	if !isObject(raw) || json.Unmarshal(raw, &key) != nil || key.UserID != string(l.UserID) ||
+	if !readObject(raw, &key) || key.UserID != string(l.UserID) ||
 		!slices.Contains(key.Usage, usage) || len(key.Keys) != 1 {
 		l.Dropped[DropCrossSigner]++
 		return nil
 	}
-	return bytes.Clone(raw)
+	return json.RawMessage(raw)
 }
 
 // Encode writes the list as JSON of the same shape as it came, with the bytes of keys untouched ([json.Marshal] would
@@ -248,19 +254,42 @@ func (l *DeviceList) Hash() [sha256.Size]byte {
 	return [sha256.Size]byte(sum.Sum(nil))
 }
 
-func isObject(raw json.RawMessage) bool {
-	return len(raw) > 0 && raw[0] == '{'
+// readObject reads one JSON object into the struct at into, and says whether it is one that every client can read: no
+// name twice, all UTF-8, not nested without end. Names count with their case, as clients see them: an inner user_id
+// could else be hidden behind a "User_ID".
+func readObject(raw jsontext.Value, into any) bool {
+	return raw.Kind() == '{' && depth(raw) <= maxKeyDepth && jsonv2.Unmarshal(raw, into) == nil
 }
 
-func readString(raw json.RawMessage) (string, bool) {
+// depth is how deeply raw, which must be valid JSON, is nested.
+func depth(raw []byte) int {
+	deepest, now, inString := 0, 0, false
+	for i := 0; i < len(raw); i++ {
+		switch c := raw[i]; {
+		case inString && c == '\\':
+			i++
+		case c == '"':
+			inString = !inString
+		case inString:
+		case c == '{', c == '[':
+			now++
+			deepest = max(deepest, now)
+		case c == '}', c == ']':
+			now--
+		}
+	}
+	return deepest
+}
+
+func readString(raw jsontext.Value) (string, bool) {
 	if len(raw) == 0 || raw[0] != '"' {
 		return "", false
 	}
 	var s string
-	return s, json.Unmarshal(raw, &s) == nil
+	return s, jsonv2.Unmarshal(raw, &s) == nil
 }
 
-func absentOr(raw json.RawMessage, want string) bool {
+func absentOr(raw jsontext.Value, want string) bool {
 	if len(raw) == 0 {
 		return true
 	}

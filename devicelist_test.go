@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/google/go-cmp/cmp"
 	"maunium.net/go/mautrix/id"
 
@@ -61,6 +62,13 @@ func TestParseDeviceList(t *testing.T) {
 		{name: "inner device ID differs", body: body(`{"device_id": "A", "keys": {"device_id": "B"}}`), dropped: drops{freshen.DropOtherID: 1}},
 		{name: "inner user ID differs", body: body(`{"device_id": "A", "keys": {"user_id": "@eve:b.org"}}`), dropped: drops{freshen.DropOtherID: 1}},
 		{name: "inner user ID null", body: body(`{"device_id": "A", "keys": {"user_id": null}}`), dropped: drops{freshen.DropOtherID: 1}},
+
+		{name: "inner user ID hidden by case", body: body(`{"device_id": "A", "keys": {"user_id": "@eve:b.org", "User_ID": "@bob:b.org"}}`), dropped: drops{freshen.DropOtherID: 1}},
+		{name: "a name twice", body: body(device("B"), `{"device_id": "A", "keys": {"user_id": "@eve:b.org", "user_id": "@bob:b.org"}}`), devices: []id.DeviceID{"B"}, dropped: drops{freshen.DropNoObject: 1}},
+		{name: "no UTF-8", body: body(device("B"), "{\"device_id\": \"A\", \"keys\": {\"x\": \"\xff\"}}"), devices: []id.DeviceID{"B"}, dropped: drops{freshen.DropNoObject: 1}},
+		{name: "half a surrogate pair", body: body(device("B"), `{"device_id": "A", "keys": {"x": "\ud800"}}`), devices: []id.DeviceID{"B"}, dropped: drops{freshen.DropNoObject: 1}},
+		{name: "nested too deeply", body: body(device("B"), `{"device_id": "A", "keys": {"x": "[[{{", "y": `+strings.Repeat("[", 31)+strings.Repeat("]", 31)+`}}`), devices: []id.DeviceID{"B"}, dropped: drops{freshen.DropNoObject: 1}},
+		{name: "nested as deeply as may be", body: body(`{"device_id": "A", "keys": {"x": "[[\"{{", "y": ` + strings.Repeat("[", 30) + strings.Repeat("]", 30) + `}}`), devices: []id.DeviceID{"A"}},
 
 		{name: "null", body: "null", fails: "no user_id"},
 		{name: "nothing", body: "", fails: "no device list"},
@@ -246,7 +254,7 @@ func FuzzParseDeviceList(f *testing.F) {
 		}
 		seen := map[id.DeviceID]bool{}
 		for _, d := range list.Devices {
-			if d.ID == "" || seen[d.ID] || !json.Valid(d.Keys) || d.Keys[0] != '{' {
+			if d.ID == "" || seen[d.ID] || !jsontext.Value(d.Keys).IsValid() || d.Keys[0] != '{' {
 				t.Fatalf("the device %+v got through", d)
 			}
 			seen[d.ID] = true

@@ -111,9 +111,9 @@ var hostile = []struct {
 	blame  freshen.Blame
 	says   string // in the sentence
 }{
-	{"hangs", fedtest.Hang, freshen.ReasonTimeout, 0, freshen.BlameDestination, "127.1.0.1:1 did not answer within 0."},
+	{"hangs", fedtest.Hang, freshen.ReasonTimeout, 0, freshen.BlameDestination, "127.1.0.1:1 did not answer within "},
 	{"hangs up", fedtest.HangUp, freshen.ReasonConnect, 0, freshen.BlameDestination, "broke the connection before it answered"},
-	{"drips", fedtest.Drip(20 * time.Millisecond), freshen.ReasonTimeout, 0, freshen.BlameDestination, "did not answer within 0."},
+	{"drips", fedtest.Drip(20 * time.Millisecond), freshen.ReasonTimeout, 0, freshen.BlameDestination, "did not answer within "},
 	{"HTML", fedtest.Answer(200, "Content-Type: text/html", "<html><body>Welcome to nginx!</body></html>"), freshen.ReasonBadResponse, 200, freshen.BlameUser, "cannot be used as the device list"},
 	{"null", fedtest.Answer(200, "", "null"), freshen.ReasonBadResponse, 200, freshen.BlameUser, "no user_id"},
 	{"empty body", fedtest.Answer(200, "", ""), freshen.ReasonBadResponse, 200, freshen.BlameUser, "cannot be used"},
@@ -149,7 +149,7 @@ func TestHostileServers(t *testing.T) {
 			w.script("127.1.0.1", "127.1.0.1:1", row.script)
 			limit := 10 * time.Second
 			if row.reason == freshen.ReasonTimeout {
-				limit = 300 * time.Millisecond
+				limit = 1500 * time.Millisecond // enough for a handshake on a busy machine
 			}
 			var before, after runtime.MemStats
 			runtime.ReadMemStats(&before)
@@ -200,7 +200,7 @@ func TestNotConnected(t *testing.T) {
 				w.wellKnown("b.test", "127.1.0.1", delegation("m.test:99"))
 			}, freshen.ReasonConnect, "m.test:99, the server of b.test, refused the connection.",
 		},
-		{"silent", "127.1.0.1:1", func(w *world) { w.net.Silence("127.1.0.1:1") }, freshen.ReasonTimeout, "127.1.0.1:1 could not be connected to within 0."},
+		{"silent", "127.1.0.1:1", func(w *world) { w.net.Silence("127.1.0.1:1") }, freshen.ReasonTimeout, "127.1.0.1:1 could not be connected to within "},
 		{"no such name", "b.test", nil, freshen.ReasonDNS, "The name b.test has no address."},
 		{
 			"no such name where the well-known leads", "b.test", func(w *world) {
@@ -245,7 +245,7 @@ func TestNotConnected(t *testing.T) {
 		{
 			"hangs in the handshake", "127.1.0.1:1", func(w *world) {
 				w.raw("127.1.0.1:1", func(ending context.Context, _ net.Conn) { <-ending.Done() })
-			}, freshen.ReasonTimeout, "could not be connected to within 0.",
+			}, freshen.ReasonTimeout, "could not be connected to within ",
 		},
 		{
 			"hangs up in the handshake", "127.1.0.1:1", func(w *world) {
