@@ -260,7 +260,7 @@ func TestBodies(t *testing.T) {
 		"only room": {" \n", 202, ""},
 		"largest":   {`{"a":"` + strings.Repeat("x", 64<<10-8) + `"}`, 202, ""},
 		"too large": {`{"a":"` + strings.Repeat("x", 64<<10-7) + `"}`, 413, "M_TOO_LARGE"},
-		"huge":      {strings.Repeat("{", 4<<20), 413, "M_TOO_LARGE"},
+		"huge":      {strings.Repeat("{", 128<<10), 413, "M_TOO_LARGE"},
 		"form":      {"a=b", 400, "M_NOT_JSON"},
 		"half":      {`{"a":`, 400, "M_NOT_JSON"},
 		"two":       {`{}{}`, 400, "M_NOT_JSON"},
