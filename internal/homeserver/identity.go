@@ -65,7 +65,13 @@ func (c *Client) identity(ctx context.Context, cred Credentials, age time.Durati
 	key := cred.carried().key
 	// The request belongs to all who wait for it, so it outlives the one who happened to come first.
 	shared := context.WithoutCancel(ctx)
-	answer := c.asked.DoChan(string(key[:]), func() (any, error) { return c.askWhoAmI(shared, cred) })
+	answer := c.asked.DoChan(string(key[:]), func() (any, error) {
+		// A flight may have landed between the look above and this one's start.
+		if known, ok := c.cached(cred, age); ok {
+			return known, nil
+		}
+		return c.askWhoAmI(shared, cred)
+	})
 	select {
 	case <-ctx.Done():
 		return Identity{}, ctx.Err()
