@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"io"
 	"os"
@@ -30,17 +32,12 @@ func BuildDendrite(ctx context.Context, progress io.Writer) (string, error) {
 		return "", err
 	}
 	module := filepath.Join(root, "internal", "testbed", "dendrite")
-	mod, err := os.ReadFile(filepath.Join(module, "go.mod"))
+	version, key, err := dendriteKey(module)
 	if err != nil {
-		return "", fmt.Errorf("the module that names Dendrite's version cannot be read: %w", err)
+		return "", err
 	}
-	match := dendriteVersion.FindSubmatch(mod)
-	if match == nil {
-		return "", fmt.Errorf("%s/go.mod requires no github.com/matrix-org/dendrite", module)
-	}
-	version := string(match[1])
 	bin := filepath.Join(cacheDir(root), "bin")
-	path := filepath.Join(bin, fmt.Sprintf("dendrite-%s-%s-%s", version, runtime.GOOS, runtime.GOARCH))
+	path := filepath.Join(bin, fmt.Sprintf("dendrite-%s-%s-%s-%s", version, key, runtime.GOOS, runtime.GOARCH))
 	if isFile(path) {
 		return path, nil
 	}
@@ -66,6 +63,21 @@ func BuildDendrite(ctx context.Context, progress io.Writer) (string, error) {
 		return "", fmt.Errorf("Dendrite %s could not be built (it needs the Go toolchain and its module proxy): %w", version, err) //nolint:staticcheck // a name
 	}
 	return path, nil
+}
+
+// dendriteKey returns the version of Dendrite that the module in dir requires, and a short hash over the versions of all
+// that it is built from.
+func dendriteKey(dir string) (version, key string, err error) {
+	mod, err := os.ReadFile(filepath.Join(dir, "go.mod"))
+	if err != nil {
+		return "", "", fmt.Errorf("the module that names Dendrite's version cannot be read: %w", err)
+	}
+	match := dendriteVersion.FindSubmatch(mod)
+	if match == nil {
+		return "", "", fmt.Errorf("%s/go.mod requires no github.com/matrix-org/dendrite", dir)
+	}
+	sum := sha256.Sum256(mod)
+	return string(match[1]), hex.EncodeToString(sum[:4]), nil
 }
 
 // BuildFreshen builds freshen from the source tree into dir and returns its path. FRESHEN_BINARY names one to use
