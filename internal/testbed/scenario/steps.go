@@ -85,7 +85,7 @@ func (s *story) settle(ctx context.Context) error {
 // goStale is step 2.
 func (s *story) goStale(ctx context.Context) error {
 	s.world.Link.LoseDeviceLists(true)
-	err := s.line(ctx, "The link from B to A loses device-list updates. Bob signs in on a laptop, sets up cross-signing", func(ctx context.Context, line *Line) error {
+	err := s.line(ctx, "The link from B to A loses device-list updates. Bob signs in on a laptop and sets up cross-signing", func(ctx context.Context, line *Line) error {
 		var err error
 		if s.Laptop, err = s.signIn(ctx, "Bob's laptop"); err != nil {
 			return err
@@ -135,7 +135,7 @@ func (s *story) goStale(ctx context.Context) error {
 
 // refresh is step 3.
 func (s *story) refresh(ctx context.Context) error {
-	if err := s.askAndHear(ctx, "Alice's /sync waits (30 s). She asks freshen to refresh Bob's device list"); err != nil {
+	if err := s.askAndHear(ctx, "While her /sync waits (30 s), Alice asks freshen to refresh Bob's device list"); err != nil {
 		return err
 	}
 	err := s.line(ctx, "Her /keys/query shows Bob's laptop and his cross-signing keys", func(ctx context.Context, line *Line) error {
@@ -186,7 +186,7 @@ func (s *story) deleteDevice(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.askAndHear(ctx, "Alice asks again"); err != nil {
+	if err := s.askAndHear(ctx, "While her /sync waits again, Alice asks freshen to refresh Bob's device list"); err != nil {
 		return err
 	}
 	return s.line(ctx, "Bob's phone is gone from her /keys/query", func(ctx context.Context, line *Line) error {
@@ -213,7 +213,7 @@ func (s *story) goDown(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = s.line(ctx, "Alice asks again. B, what failed and the next try are named", func(ctx context.Context, line *Line) error {
+	err = s.line(ctx, "Alice asks once more. The answer names B, what failed and when it is tried next", func(ctx context.Context, line *Line) error {
 		if _, err := s.Alice.AwaitWaiting(ctx); err != nil {
 			return err
 		}
