@@ -109,9 +109,8 @@ func (s *screen) examples(world *testbed.World, cast *scenario.Cast, bob string)
 	return [][2]string{
 		{"Where Alice's /sync stands", "SINCE=$(curl -s " + alice + " '" + world.Freshen.URL + "/_matrix/client/v3/sync' | sed -n 's/.*\"next_batch\":\"\\([^\"]*\\)\".*/\\1/p')"},
 		{"A /sync that waits, in another terminal with the same SINCE", "curl -s " + alice + " \"" + world.Freshen.URL + "/_matrix/client/v3/sync?timeout=30000&since=$SINCE\""},
-		{"Bob signs in on one more device, and A never hears of it", fmt.Sprintf(
-			`curl -s -X POST %s/_matrix/client/v3/login -d '{"type":"m.login.password","identifier":{"type":"m.id.user","user":"bob"},"password":"%s"}'`,
-			world.B.URL, scenario.Password)},
+		{"Bob renames his laptop, and A never hears of it", "curl -s -X PUT -H 'Authorization: Bearer " + cast.Laptop.Token() + "' '" + world.B.URL +
+			"/_matrix/client/v3/devices/" + url.PathEscape(cast.Laptop.DeviceID().String()) + "' -d '{\"display_name\":\"Renamed laptop\"}'"},
 		{"Alice refreshes Bob's device list", "curl -i -X POST " + alice + " '" + world.Freshen.URL + "/_matrix/client/v3/user/" + bob + "/devices/refresh'"},
 		{"What she would encrypt for", "curl -s -X POST " + alice + " '" + world.Freshen.URL + "/_matrix/client/v3/keys/query' -d '{\"device_keys\":{\"" + cast.Laptop.UserID().String() + "\":[]}}'"},
 		{"What freshen does", "tail -f " + world.Freshen.LogFile},

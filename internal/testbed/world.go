@@ -135,7 +135,7 @@ func (w *World) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// TempDir makes a folder for a world. Its path is short, since programs put sockets and databases below it.
+// TempDir makes a folder for a world. It is the caller's to remove.
 func TempDir() (string, error) {
 	dir, err := os.MkdirTemp("", "freshen-world-")
 	if err != nil {
