@@ -1,6 +1,5 @@
 //go:build goolm
 
-// Package e2e requires of freshen, as a process between real homeservers and real clients, what it promises its users.
 package e2e
 
 import (
@@ -8,11 +7,12 @@ import (
 	"testing"
 	"time"
 
+	"freshen/internal/testbed"
 	"freshen/internal/testbed/scenario"
 	"freshen/internal/testbed/testbedtest"
 )
 
-var shared = testbedtest.Shared{Freshen: true}
+var shared = testbedtest.Shared{Options: testbed.Options{Freshen: true, ManyRefreshes: true}}
 
 func TestMain(m *testing.M) { shared.Main(m) }
 
@@ -20,7 +20,7 @@ func TestMain(m *testing.M) { shared.Main(m) }
 // of the failing line says which promise is broken.
 func TestTheMainJob(t *testing.T) {
 	t.Parallel()
-	world := testbedtest.Own(t, true)
+	world := testbedtest.Own(t, testbed.Options{Freshen: true})
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cast, err := scenario.Run(ctx, world, logger{t})

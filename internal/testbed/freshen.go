@@ -38,8 +38,8 @@ type Freshen struct {
 	process *process
 }
 
-func newFreshen(ctx context.Context, binary, dir string, before *Dendrite, ca *CA, client *http.Client) (*Freshen, error) {
-	dir = filepath.Join(dir, "freshen")
+func newFreshen(ctx context.Context, binary string, w *World, options Options) (*Freshen, error) {
+	dir := filepath.Join(w.Dir, "freshen")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("no folder for freshen: %w", err)
 	}
@@ -55,22 +55,26 @@ func newFreshen(ctx context.Context, binary, dir string, before *Dendrite, ca *C
 		URL: "http://" + listen.String(), AdminURL: "http://" + admin.String(),
 		LogFile: filepath.Join(dir, "freshen.log"), ConfigFile: filepath.Join(dir, "freshen.yaml"),
 		DatabaseFile: filepath.Join(dir, "freshen.db"),
-		binary:       binary, http: client,
+		binary:       binary, http: w.http,
 	}
-	return f, f.writeConfig(listen, admin, before, ca)
+	return f, f.writeConfig(listen, admin, w, options)
 }
 
-func (f *Freshen) writeConfig(listen, admin netip.AddrPort, before *Dendrite, ca *CA) error {
+func (f *Freshen) writeConfig(listen, admin netip.AddrPort, w *World, options Options) error {
 	type section = map[string]any
-	data, err := yaml.Marshal(section{
+	config := section{
 		"listen":     listen.String(),
-		"homeserver": section{"name": before.ServerName, "url": before.URL, "signing_key": before.SigningKeyFile},
+		"homeserver": section{"name": w.A.ServerName, "url": w.A.URL, "signing_key": w.A.SigningKeyFile},
 		"database":   f.DatabaseFile,
-		"federation": section{"ca_file": ca.File, "allow_networks": []string{"127.0.0.0/8"}},
+		"federation": section{"ca_file": w.CA.File, "allow_networks": []string{"127.0.0.0/8"}},
 		"cache":      section{"success": SuccessCache.String(), "failure": FailureCache.String()},
 		"retry":      section{"first": FirstRetry.String()},
 		"admin":      section{"listen": admin.String()},
-	})
+	}
+	if options.ManyRefreshes {
+		config["limits"] = section{"per_destination": section{"every": "1ms", "burst": 1000}}
+	}
+	data, err := yaml.Marshal(config)
 	if err != nil {
 		return fmt.Errorf("the configuration of freshen: %w", err)
 	}

@@ -32,6 +32,8 @@ type Options struct {
 	Dir string
 	// Freshen puts freshen before A.
 	Freshen bool
+	// ManyRefreshes lifts freshen's limit for one destination, for tests that share B. That for one user stays.
+	ManyRefreshes bool
 	// Progress is told about builds that take minutes; nil for silence.
 	Progress io.Writer
 }
@@ -75,7 +77,7 @@ func (w *World) start(ctx context.Context, options Options) error {
 	if err != nil {
 		return err
 	}
-	if w.Freshen, err = newFreshen(ctx, binary, w.Dir, w.A, w.CA, w.http); err != nil {
+	if w.Freshen, err = newFreshen(ctx, binary, w, options); err != nil {
 		return err
 	}
 	return w.Freshen.Start(ctx)

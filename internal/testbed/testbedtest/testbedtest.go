@@ -22,8 +22,8 @@ const (
 
 // Shared is a world that all tests of a binary share. It starts when it is first asked for.
 type Shared struct {
-	// Freshen puts freshen before homeserver A.
-	Freshen bool
+	// Options say what the world is made of. Its folder is made here.
+	Options testbed.Options
 
 	once  sync.Once
 	world *testbed.World
@@ -35,7 +35,7 @@ type Shared struct {
 func (s *Shared) World(t testing.TB) *testbed.World {
 	t.Helper()
 	needDendrite(t)
-	s.once.Do(func() { s.world, s.dir, s.err = start(s.Freshen) })
+	s.once.Do(func() { s.world, s.dir, s.err = start(s.Options) })
 	if s.err != nil {
 		t.Fatalf("The shared world did not start: %v", s.err)
 	}
@@ -62,10 +62,10 @@ type runner func() int
 func (r runner) Run() int { return r() }
 
 // Own starts a world for one test, for stories that spoil it, and stops it with the test. The logs of a failed test stay.
-func Own(t testing.TB, freshen bool) *testbed.World {
+func Own(t testing.TB, options testbed.Options) *testbed.World {
 	t.Helper()
 	needDendrite(t)
-	world, dir, err := start(freshen)
+	world, dir, err := start(options)
 	if err != nil {
 		t.Fatalf("The world did not start: %v", err)
 	}
@@ -77,14 +77,15 @@ func Own(t testing.TB, freshen bool) *testbed.World {
 	return world
 }
 
-func start(freshen bool) (*testbed.World, string, error) {
+func start(options testbed.Options) (*testbed.World, string, error) {
 	dir, err := testbed.TempDir()
 	if err != nil {
 		return nil, "", err
 	}
+	options.Dir = dir
 	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
 	defer cancel()
-	world, err := testbed.Start(ctx, testbed.Options{Dir: dir, Freshen: freshen})
+	world, err := testbed.Start(ctx, options)
 	if err != nil {
 		return nil, "", err
 	}
