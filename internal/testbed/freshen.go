@@ -1,0 +1,122 @@
+package testbed
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// Settings of freshen in the testbed that are not the defaults, since the scenario must not take hours.
+const (
+	// FirstRetry is when a failed destination is tried again; the default is 30 s.
+	FirstRetry = 2 * time.Second
+	// SuccessCache is how long a success answers further requests; the default is 30 s.
+	SuccessCache = 10 * time.Millisecond
+	// FailureCache is how long a failure answers further requests; the default is 10 s.
+	FailureCache = time.Second
+)
+
+// Freshen is freshen before homeserver A, in a process of its own. Its database and port stay the same over Stop, Kill
+// and Start.
+type Freshen struct {
+	// URL is where A's clients connect to.
+	URL string
+	// AdminURL is its health and metrics listener.
+	AdminURL string
+	// LogFile is where its output goes; ConfigFile what it was started with; DatabaseFile its SQLite database.
+	LogFile, ConfigFile, DatabaseFile string
+
+	binary  string
+	http    *http.Client
+	process *process
+}
+
+func newFreshen(ctx context.Context, binary string, w *World, options Options) (*Freshen, error) {
+	dir := filepath.Join(w.Dir, "freshen")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("no folder for freshen: %w", err)
+	}
+	listen, err := freePort(ctx, localhost)
+	if err != nil {
+		return nil, err
+	}
+	admin, err := freePort(ctx, localhost)
+	if err != nil {
+		return nil, err
+	}
+	f := &Freshen{
+		URL: "http://" + listen.String(), AdminURL: "http://" + admin.String(),
+		LogFile: filepath.Join(dir, "freshen.log"), ConfigFile: filepath.Join(dir, "freshen.yaml"),
+		DatabaseFile: filepath.Join(dir, "freshen.db"),
+		binary:       binary, http: w.http,
+	}
+	return f, f.writeConfig(listen, admin, w, options)
+}
+
+func (f *Freshen) writeConfig(listen, admin netip.AddrPort, w *World, options Options) error {
+	type section = map[string]any
+	config := section{
+		"listen":     listen.String(),
+		"homeserver": section{"name": w.A.ServerName, "url": w.A.URL, "signing_key": w.A.SigningKeyFile},
+		"database":   f.DatabaseFile,
+		"federation": section{"ca_file": w.CA.File, "allow_networks": []string{"127.0.0.0/8"}},
+		"cache":      section{"success": SuccessCache.String(), "failure": FailureCache.String()},
+		"retry":      section{"first": FirstRetry.String()},
+		"admin":      section{"listen": admin.String()},
+	}
+	if options.ManyRefreshes {
+		config["limits"] = section{"per_destination": section{"every": "1ms", "burst": 1000}}
+	}
+	data, err := yaml.Marshal(config)
+	if err != nil {
+		return fmt.Errorf("the configuration of freshen: %w", err)
+	}
+	if err := os.WriteFile(f.ConfigFile, data, 0o600); err != nil {
+		return fmt.Errorf("the configuration of freshen cannot be written: %w", err)
+	}
+	return nil
+}
+
+// Start runs freshen and returns when it answers and says in /versions what it adds. ctx bounds the wait, not freshen's
+// life.
+func (f *Freshen) Start(ctx context.Context) error {
+	process, err := startProcess(ctx, "freshen", f.LogFile, f.binary, []string{"serve", "--config", f.ConfigFile}, nil)
+	if err != nil {
+		return err
+	}
+	f.process = process
+	return process.awaitReady(ctx, f.http, f.URL+"/_matrix/client/versions", func(status int, body []byte) bool {
+		var versions struct {
+			Unstable map[string]bool `json:"unstable_features"`
+		}
+		return status == http.StatusOK && json.Unmarshal(body, &versions) == nil && versions.Unstable["org.matrix.msc2638"]
+	})
+}
+
+// Stop ends freshen in order (SIGTERM). It may be started again; a stopped one is left alone.
+func (f *Freshen) Stop(ctx context.Context) error {
+	if f.process == nil {
+		return nil
+	}
+	err := f.process.stop(ctx)
+	f.process = nil
+	return err
+}
+
+// Kill ends freshen with SIGKILL, as a power cut or the out-of-memory killer would.
+func (f *Freshen) Kill() {
+	if f.process != nil {
+		f.process.kill()
+		f.process = nil
+	}
+}
+
+// LogTail is the end of freshen's log, for a person who must find out why a test failed.
+func (f *Freshen) LogTail() string { return string(tail(f.LogFile)) }

@@ -1,0 +1,9 @@
+//go:build !linux
+
+package testbed
+
+import "syscall"
+
+func childAttributes() *syscall.SysProcAttr {
+	return nil
+}

@@ -1,0 +1,130 @@
+// Package testbedtest gives tests a world of real homeservers: one that all tests of a binary share, or one of their own.
+package testbedtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"freshen/internal/testbed"
+)
+
+const (
+	startWithin = 2 * time.Minute
+	closeWithin = 30 * time.Second
+)
+
+// Shared is a world that all tests of a binary share. It starts when it is first asked for.
+type Shared struct {
+	// Options say what the world is made of. Its folder is made here.
+	Options testbed.Options
+
+	once  sync.Once
+	world *testbed.World
+	dir   string
+	err   error
+}
+
+// World returns the shared world. Where this machine cannot build Dendrite the test is skipped, or fails if CI is set.
+func (s *Shared) World(t testing.TB) *testbed.World {
+	t.Helper()
+	needDendrite(t)
+	s.once.Do(func() { s.world, s.dir, s.err = start(s.Options) })
+	if s.err != nil {
+		t.Fatalf("The shared world did not start: %v", s.err)
+	}
+	return s.world
+}
+
+// Main runs the tests of a binary, stops the shared world, and fails if a goroutine is left over.
+func (s *Shared) Main(m *testing.M) {
+	goleak.VerifyTestMain(runner(func() int {
+		code := m.Run()
+		if s.world == nil {
+			return code
+		}
+		if err := closeWorld(s.world, s.dir, code == 0); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return max(code, 1)
+		}
+		return code
+	}))
+}
+
+type runner func() int
+
+func (r runner) Run() int { return r() }
+
+// Own starts a world for one test, for stories that spoil it, and stops it with the test. The logs of a failed test stay.
+func Own(t testing.TB, options testbed.Options) *testbed.World {
+	t.Helper()
+	needDendrite(t)
+	world, dir, err := start(options)
+	if err != nil {
+		t.Fatalf("The world did not start: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := closeWorld(world, dir, !t.Failed()); err != nil {
+			t.Error(err)
+		}
+	})
+	return world
+}
+
+func start(options testbed.Options) (*testbed.World, string, error) {
+	dir, err := testbed.TempDir()
+	if err != nil {
+		return nil, "", err
+	}
+	options.Dir = dir
+	ctx, cancel := context.WithTimeout(context.Background(), startWithin)
+	defer cancel()
+	world, err := testbed.Start(ctx, options)
+	if err != nil {
+		return nil, "", err
+	}
+	return world, dir, nil
+}
+
+func closeWorld(world *testbed.World, dir string, remove bool) error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeWithin)
+	defer cancel()
+	err := world.Close(ctx)
+	if !remove || err != nil {
+		fmt.Fprintln(os.Stderr, "The data and logs of the homeservers are kept in", dir)
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+var dendrite = sync.OnceValue(func() error {
+	_, err := testbed.BuildDendrite(context.Background(), os.Stderr)
+	return err
+})
+
+// needDendrite builds Dendrite once for the binary. No bound in time but the test's own: a cold build takes minutes.
+func needDendrite(t testing.TB) {
+	t.Helper()
+	err := dendrite()
+	switch {
+	case err == nil:
+	case os.Getenv("CI") != "":
+		t.Fatalf("Real homeservers are required here: %v", err)
+	default:
+		t.Skipf("Skipped, since there is no homeserver to test with. With access to the Go module proxy it builds itself: %v", err)
+	}
+}
+
+// Context ends after d, or a little before the test's deadline, so that what fails can still say why.
+func Context(t testing.TB, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeoutCause(t.Context(), d, errors.New("the test waited for too long"))
+	t.Cleanup(cancel)
+	return ctx
+}
