@@ -171,6 +171,14 @@ func (c *Client) AwaitWaiting(ctx context.Context) (int, error) {
 	return next, nil
 }
 
+// AwaitFailure returns when the last /sync got no answer, because what it was sent to went away.
+func (c *Client) AwaitFailure(ctx context.Context) error {
+	if err := c.log.await(ctx, func() bool { return c.log.failed != nil }); err != nil {
+		return fmt.Errorf("%s goes on to get answers to /sync: %w", c.Name(), err)
+	}
+	return nil
+}
+
 // AwaitChanged returns the first answer from number from on that names user in device_lists.changed.
 func (c *Client) AwaitChanged(ctx context.Context, from int, user id.UserID) (Sync, error) {
 	var found Sync
