@@ -61,7 +61,11 @@ func (h *Handler) Match(r *http.Request) bool {
 
 // ServeHTTP answers a request that [Handler.Match] takes; any other is M_UNRECOGNIZED.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	defer h.recoverPanic(w)
+	defer func() {
+		if thrown := recover(); thrown != nil {
+			h.panicked(w, thrown)
+		}
+	}()
 	setCommonHeaders(w)
 	route, escapedID, ok := match(r.URL.EscapedPath())
 	switch {
@@ -175,12 +179,8 @@ var internalError = answer{
 	message: "freshen failed to answer, which is a mistake in it. Its log says more.",
 }
 
-// recoverPanic keeps a mistake in one request from being an answer that breaks off.
-func (h *Handler) recoverPanic(w http.ResponseWriter) {
-	thrown := recover()
-	if thrown == nil {
-		return
-	}
+// panicked keeps a mistake in one request from being an answer that breaks off.
+func (h *Handler) panicked(w http.ResponseWriter, thrown any) {
 	if err, ok := thrown.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 		panic(thrown) // net/http's own way to break off an answer
 	}

@@ -2,6 +2,7 @@ package clientapi_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -87,7 +88,7 @@ func TestWhoMayNot(t *testing.T) {
 	const soft = `{"errcode":"M_UNKNOWN_TOKEN","error":"Soft logged out","soft_logout":true}`
 	refuse := func(status int, body string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", "application/json;charset=utf-8")
+			w.Header().Set("Content-Type", "text/html")
 			w.Header().Set("Retry-After", "7")
 			w.WriteHeader(status)
 			_, _ = io.WriteString(w, body)
@@ -394,7 +395,8 @@ func TestPanics(t *testing.T) {
 // net/http breaks an answer off by this panic; swallowing it would end the answer as if it were whole.
 func TestAbortIsPassedOn(t *testing.T) {
 	defer func() {
-		if thrown := recover(); thrown != http.ErrAbortHandler {
+		thrown := recover()
+		if err, ok := thrown.(error); !ok || !errors.Is(err, http.ErrAbortHandler) {
 			t.Errorf("recovered %v", thrown)
 		}
 	}()

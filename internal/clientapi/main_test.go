@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
-	"maps"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -150,12 +149,13 @@ func (w *world) checkHeaders(method string, r reply) {
 		"Access-Control-Allow-Headers":  "X-Requested-With, Content-Type, Authorization",
 		"Access-Control-Expose-Headers": "Retry-After",
 		"Cache-Control":                 "no-store",
+		"X-Content-Type-Options":        "nosniff",
 	} {
 		if got := r.header.Get(name); got != want {
 			w.t.Errorf("%s is %q, want %q", name, got, want)
 		}
 	}
-	if method != http.MethodOptions && method != http.MethodHead && !strings.HasPrefix(r.header.Get("Content-Type"), "application/json") {
+	if method != http.MethodOptions && method != http.MethodHead && r.header.Get("Content-Type") != "application/json" {
 		w.t.Errorf("Content-Type is %q", r.header.Get("Content-Type"))
 	}
 }
@@ -166,12 +166,6 @@ func (w *world) post(target string) reply {
 }
 
 var asAlice = map[string]string{"Authorization": "Bearer alice"}
-
-func with(more map[string]string) map[string]string {
-	all := maps.Clone(asAlice)
-	maps.Copy(all, more)
-	return all
-}
 
 type lockedBuffer struct {
 	mu sync.Mutex
