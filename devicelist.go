@@ -65,8 +65,8 @@ const (
 )
 
 // ParseDeviceList reads the body of GET /user/devices/{target}, leniently part by part and strictly as a whole: a
-// device that does not match is dropped and counted; a body that is no device list of target is an error. body must not
-// be longer than [MaxDeviceListBytes]; the list shares no memory with it.
+// device that does not match is dropped and counted; a body that is no device list of target is an error, and so is one
+// of whose devices none is left. body must not be longer than [MaxDeviceListBytes]; the list shares no memory with it.
 func ParseDeviceList(body []byte, target id.UserID) (*DeviceList, error) {
 	if len(body) > MaxDeviceListBytes {
 		return nil, fmt.Errorf("device list of %d bytes is over the limit of %d", len(body), MaxDeviceListBytes)
@@ -98,6 +98,10 @@ func ParseDeviceList(body []byte, target id.UserID) (*DeviceList, error) {
 		list.StreamID = &n
 	}
 	list.readDevices(wire.Devices)
+	if len(list.Devices) == 0 && len(wire.Devices) > 0 {
+		// An empty list means that all devices were deleted, and clients act on it.
+		return nil, fmt.Errorf("none of the %d devices in the list can be used", len(wire.Devices))
+	}
 	list.MasterKey = list.readCrossSigningKey(wire.MasterKey, "master")
 	list.SelfSigningKey = list.readCrossSigningKey(wire.SelfSigningKey, "self_signing")
 	return list, nil

@@ -34,7 +34,7 @@ func TestMain(m *testing.M) {
 		defer os.RemoveAll(dir)
 		binary = filepath.Join(dir, "freshen")
 		build := exec.CommandContext(context.Background(), "go", "build", "-buildvcs=false",
-			"-ldflags", "-X main.linkedVersion=v0.0.0-test", "-o", binary, ".")
+			"-ldflags", "-X freshen/internal/app.linkedVersion=v0.0.0-test", "-o", binary, ".")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "freshen does not build: %v\n%s", err, out)
@@ -146,7 +146,7 @@ freshen.yaml:7: limits.per_user.every: must be a duration with its unit, such as
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	write(t, dir, "signing.key", "ed25519 a c2VlZA\n")
+	write(t, dir, "signing.key", "ed25519 a_test YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1\n")
 	good := "homeserver: {name: example.org, url: http://127.0.0.1:8008, signing_key: signing.key}\n"
 	write(t, dir, "freshen.yaml", good+"federation: {deny_servers: [evil.org]}\n")
 	stdout, stderr, status := finish(t, command(t, dir, "check"))
@@ -168,7 +168,7 @@ federation: {ca_file: empty.pem}
 database: none/freshen.db
 `)
 	stdout, stderr, status = finish(t, command(t, dir, "check", "--config", "bad.yaml"))
-	want = `bad.yaml:2: homeserver.signing_key: cannot open none.key: no such file or directory
+	want = `bad.yaml:2: homeserver.signing_key: the signing key cannot be read: stat none.key: no such file or directory
 bad.yaml:3: federation.ca_file: empty.pem holds no certificate in PEM format
 bad.yaml:4: database: cannot open none: no such file or directory
 `

@@ -249,7 +249,10 @@ func (b *syncBody) Read(into []byte) (int, error) {
 
 func (b *syncBody) Close() error {
 	result := b.spliced.Result()
-	if len(result.Seen) > 0 {
+	switch {
+	case result.SeenMore: // too many to name
+		b.x.p.cfg.Lists.Announced(b.x.p.cfg.Lists.Users())
+	case len(result.Seen) > 0:
 		seen := make([]id.UserID, len(result.Seen))
 		for i, user := range result.Seen {
 			seen[i] = id.UserID(user)

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"hash/maphash"
+	"net/http"
 	"slices"
 	"time"
 
@@ -111,7 +112,7 @@ func (r *Rooms) Resolve(ctx context.Context, user id.UserID, cred homeserver.Cre
 	// members of the user's rooms tell about all targets at once.
 	if len(targets) <= atOnce {
 		err := r.resolveMutual(ctx, user, cred, targets)
-		if err == nil || !errors.Is(err, homeserver.ErrUnrecognized) {
+		if err == nil || !refused(err) {
 			return err
 		}
 	}
@@ -123,6 +124,13 @@ func (r *Rooms) Resolve(ctx context.Context, user id.UserID, cred homeserver.Cre
 		r.learn(user, target, len(shared[target]) > 0)
 	}
 	return nil
+}
+
+// refused says that mutual_rooms is not to be had: the homeserver lacks it, or refuses it to this user (an appservice,
+// say). The members of the user's rooms tell the same.
+func refused(err error) bool {
+	var answer *homeserver.AnswerError
+	return errors.Is(err, homeserver.ErrUnrecognized) || (errors.As(err, &answer) && answer.Status != http.StatusTooManyRequests)
 }
 
 func (r *Rooms) resolveMutual(ctx context.Context, user id.UserID, cred homeserver.Credentials, targets []id.UserID) error {
@@ -142,7 +150,7 @@ func (r *Rooms) Neighbours(ctx context.Context, user id.UserID, cred homeserver.
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	shared, err := r.mutualRooms(ctx, cred, target)
-	if errors.Is(err, homeserver.ErrUnrecognized) {
+	if err != nil && refused(err) {
 		var byTarget map[id.UserID][]id.RoomID
 		byTarget, err = r.sharedRooms(ctx, user, cred, []id.UserID{target})
 		shared = byTarget[target]

@@ -90,7 +90,7 @@ func BuildFreshen(ctx context.Context, dir string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "freshen")
+	path := filepath.Join(dir, "freshen-bin")
 	if err := goBuild(ctx, root, path, "./cmd/freshen", io.Discard); err != nil {
 		return "", fmt.Errorf("freshen could not be built: %w", err)
 	}
