@@ -118,7 +118,7 @@ func TestParseDeviceList(t *testing.T) {
 func TestMostDevices(t *testing.T) {
 	var devices []string
 	for i := range freshen.MaxDevices {
-		devices = append(devices, device(fmt.Sprint(i)))
+		devices = append(devices, device(strconv.Itoa(i)))
 	}
 	list, err := freshen.ParseDeviceList([]byte(body(devices...)), bob)
 	if err != nil || len(list.Devices) != freshen.MaxDevices {

@@ -79,7 +79,7 @@ func (a *App) openFederation(cfg *config.Config) error {
 		return fmt.Errorf("homeserver.signing_key: %w", err)
 	}
 	if warning != "" {
-		a.log.Warn(warning)
+		a.log.Warn("the signing key is not safe", "warning", warning)
 	}
 	roots, err := federation.LoadRoots(cfg.Federation.CAFile)
 	if err != nil {

@@ -210,8 +210,7 @@ func (p *Proxy) failed(w http.ResponseWriter, r *http.Request, err error) {
 
 // withoutURL takes the URL, which may hold a token, out of an error.
 func withoutURL(err error) error {
-	var urlErr *url.Error
-	if errors.As(err, &urlErr) {
+	if urlErr, ok := errors.AsType[*url.Error](err); ok {
 		return urlErr.Err
 	}
 	return err

@@ -116,8 +116,7 @@ func (e *Engine) Refresh(ctx context.Context, who freshen.Requester, target id.U
 	began := e.cfg.Now()
 	how, err := e.refresh(ctx, who, target, cred)
 	level, attrs := slog.LevelInfo, []any{"target", target, "requester", who.UserID, "outcome", how, "took", e.cfg.Now().Sub(began).Round(time.Microsecond)}
-	var told *freshen.Error
-	if errors.As(err, &told) {
+	if told, ok := errors.AsType[*freshen.Error](err); ok {
 		attrs = append(attrs, "code", told.Code)
 		if told.Failure != nil {
 			attrs = append(attrs, "destination", told.Failure.Destination, "reason", told.Failure.Reason, "status", told.Failure.Status)
