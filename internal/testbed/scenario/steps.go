@@ -29,8 +29,8 @@ func (s *story) share(ctx context.Context) error {
 		if s.Phone, err = client.Register(ctx, account(s.world.B.URL, "bob", "Bob's phone")); err != nil {
 			return err
 		}
-		s.Alice.StartSync()
-		s.Phone.StartSync()
+		s.Alice.StartSync(ctx)
+		s.Phone.StartSync(ctx)
 		if s.Room, err = s.Alice.CreateEncryptedRoom(ctx, s.Phone.UserID()); err != nil {
 			return err
 		}
@@ -208,7 +208,7 @@ func (s *story) goDown(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = s.line(ctx, "Bob signs in on a tablet, lost again. Then B goes down", func(ctx context.Context, line *Line) error {
+	err = s.line(ctx, "Bob signs in on a tablet, lost again. Then B goes down", func(ctx context.Context, _ *Line) error {
 		var err error
 		if s.Tablet, err = s.signIn(ctx, "Bob's tablet"); err != nil {
 			return err
@@ -440,7 +440,7 @@ func (s *story) signIn(ctx context.Context, device string) (*client.Client, erro
 	if err != nil {
 		return nil, err
 	}
-	c.StartSync()
+	c.StartSync(ctx)
 	return c, nil
 }
 
