@@ -93,7 +93,7 @@ func TestWhoIsTold(t *testing.T) {
 	}
 	from := make(map[*client.Client]int)
 	for _, c := range []*client.Client{alice, carol, dave} {
-		c.StartSync()
+		c.StartSync(ctx)
 		if c != dave {
 			if err := c.AwaitMember(ctx, room, bob.UserID()); err != nil {
 				t.Fatal(err)

@@ -13,7 +13,7 @@ import (
 )
 
 // Homeserver, freshen and their connections end and come back. It has a world of its own, which it stops and starts.
-func TestThingsGoDown(t *testing.T) {
+func TestThingsGoDown(t *testing.T) { //nolint:tparallel // each part leaves the world up for the next
 	t.Parallel()
 	world := testbedtest.Own(t, testbed.Options{Freshen: true})
 	ctx := testbedtest.Context(t, patience)

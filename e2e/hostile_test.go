@@ -167,6 +167,7 @@ func endless(w http.ResponseWriter, r *http.Request) {
 func TestDestinationsThatCannotBeReached(t *testing.T) {
 	world, ctx, _, alice := setup(t)
 	t.Run("a certificate of nobody we know", func(t *testing.T) {
+		t.Parallel()
 		server := httptest.NewUnstartedServer(http.NotFoundHandler())
 		server.Config.ErrorLog = quiet
 		server.StartTLS()
@@ -174,16 +175,19 @@ func TestDestinationsThatCannotBeReached(t *testing.T) {
 		requireFailure(t, ctx, alice, server.Listener.Addr().String(), http.StatusBadGateway, "M_UNKNOWN", "tls")
 	})
 	t.Run("no TLS", func(t *testing.T) {
+		t.Parallel()
 		server := httptest.NewServer(http.NotFoundHandler())
 		defer server.Close()
 		requireFailure(t, ctx, alice, server.Listener.Addr().String(), http.StatusBadGateway, "M_UNKNOWN", "tls")
 	})
 	t.Run("nobody listens", func(t *testing.T) {
+		t.Parallel()
 		server := httptest.NewServer(http.NotFoundHandler())
 		server.Close()
 		requireFailure(t, ctx, alice, server.Listener.Addr().String(), http.StatusBadGateway, "M_UNKNOWN", "connect")
 	})
 	t.Run("a network that may not be dialled", func(t *testing.T) {
+		t.Parallel()
 		_, token := newUser(t, ctx, world.A, "alice")
 		a := alice.as(token).refresh(t, ctx, "@bob:10.0.0.1:8448")
 		requireError(t, a, http.StatusForbidden, "M_FORBIDDEN")

@@ -109,7 +109,7 @@ func (c *caller) try(ctx context.Context, method, target string, body []byte, he
 	if err != nil {
 		return answer{}, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // only read
+	defer resp.Body.Close()
 	data, err := io.ReadAll(resp.Body)
 	return answer{status: resp.StatusCode, header: resp.Header, body: data}, err
 }

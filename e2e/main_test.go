@@ -24,7 +24,7 @@ func TestTheMainJob(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cast, err := scenario.Run(ctx, world, logger{t})
-	defer cast.Close()
+	cast.Close()
 	if err != nil {
 		t.Errorf("%v\nThe end of freshen's log:\n%s", err, world.Freshen.LogTail())
 	}

@@ -23,6 +23,7 @@ func TestEveryRouteRefreshes(t *testing.T) {
 		{http.MethodGet, "/_matrix/unstable/org.matrix.msc2638/user/" + user + "/devices"},
 	} {
 		t.Run(route.path[:len(route.path)-len("/devices")], func(t *testing.T) {
+			t.Parallel()
 			requireAccepted(t, alice.do(t, ctx, route.method, route.path, nil))
 			wrong := http.MethodDelete
 			requireError(t, alice.do(t, ctx, wrong, route.path, nil), http.StatusMethodNotAllowed, "M_UNRECOGNIZED")
@@ -48,6 +49,7 @@ func TestWhoMayNotAsk(t *testing.T) {
 	bob, _ := newUser(t, ctx, world.B, "bob")
 	for name, token := range map[string]string{"no token": "", "a wrong token": "syt_nobody_has_this"} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			got := alice.as(token).refresh(t, ctx, bob.String())
 			want := alice.as(token).at(world.A.URL).do(t, ctx, http.MethodGet, "/_matrix/client/v3/account/whoami", nil)
 			requireError(t, got, want.status, want.matrixError(t).ErrCode)
@@ -57,6 +59,7 @@ func TestWhoMayNotAsk(t *testing.T) {
 		})
 	}
 	t.Run("a guest", func(t *testing.T) {
+		t.Parallel()
 		a := alice.as("").do(t, ctx, http.MethodPost, "/_matrix/client/v3/register?kind=guest", []byte("{}"))
 		var guest struct {
 			Token string `json:"access_token"`
@@ -99,6 +102,7 @@ func TestWhatIsNoUserID(t *testing.T) {
 		"a bad port": "@bob:127.0.0.3:99999", "a bad server name": "@bob:no_such..name%20here", "an alias": "%23bob:" + server,
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			a := alice.do(t, ctx, http.MethodPost, "/_matrix/client/v3/user/"+escaped+"/devices/refresh", nil)
 			requireError(t, a, http.StatusBadRequest, "M_INVALID_PARAM")
 		})

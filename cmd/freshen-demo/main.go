@@ -22,8 +22,9 @@ const closeWithin = 30 * time.Second
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr, isTerminal(os.Stdout) && os.Getenv("NO_COLOR") == ""))
+	status := run(ctx, os.Args[1:], os.Stdout, os.Stderr, isTerminal(os.Stdout) && os.Getenv("NO_COLOR") == "")
+	stop()
+	os.Exit(status)
 }
 
 func run(ctx context.Context, args []string, out, errs io.Writer, color bool) int {
@@ -88,13 +89,12 @@ func show(ctx context.Context, s *screen, keep bool) (err error) {
 	}()
 	s.running(world, time.Since(built))
 	cast, err := scenario.Run(ctx, world, s)
-	defer cast.Close()
+	cast.Close() // from here on their tokens, and what is to be seen in /sync, are the viewer's
 	if err != nil {
 		return err
 	}
 	s.done(time.Since(started))
 	if keep {
-		cast.Close() // their tokens are the viewer's now, and so is what is to be seen in /sync
 		s.kept(world, cast)
 		<-ctx.Done()
 		fmt.Fprintln(s.out, "\nStopping everything …")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"strconv"
 	"strings"
 	"time"
 
@@ -25,8 +26,8 @@ const (
 	faint = "\x1b[2m"
 	bold  = "\x1b[1m"
 	plain = "\x1b[0m"
-	// clear returns to the beginning of the line and empties it.
-	clear = "\r\x1b[K"
+	// restart returns to the beginning of the line and empties it.
+	restart = "\r\x1b[K"
 )
 
 func (s *screen) paint(style, text string) string {
@@ -61,14 +62,14 @@ func (s *screen) Begin(line scenario.Line) {
 // End replaces it by what came of it.
 func (s *screen) End(line scenario.Line) {
 	if s.color {
-		fmt.Fprint(s.out, clear)
+		fmt.Fprint(s.out, restart)
 	}
 	mark, status := s.paint(green, "✓"), "   "
 	if line.Err != nil {
 		mark = s.paint(red, "✗")
 	}
 	if line.Status != 0 {
-		status = fmt.Sprint(line.Status)
+		status = strconv.Itoa(line.Status)
 	}
 	fmt.Fprintf(s.out, "%s  %d  %s %7s  %s", mark, line.Step, s.paint(bold, status), short(line.Took), line.Text)
 	if line.Detail != "" {

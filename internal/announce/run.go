@@ -107,12 +107,17 @@ func (a *Announcer) flushLoop(ctx context.Context) {
 				a.log.Error("could not prune what is older than 90 days; trying again in an hour", "err", err)
 			}
 		case <-ctx.Done():
-			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-			defer cancel()
-			a.flush(last)
+			a.flushLast(ctx)
 			return
 		}
 	}
+}
+
+// flushLast saves what is left when ctx is done already.
+func (a *Announcer) flushLast(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	a.flush(ctx)
 }
 
 // flush saves what devices have acknowledged, and forgets those that do not sync any more.

@@ -142,15 +142,23 @@ func (c *Client) FetchDeviceList(ctx context.Context, target id.UserID) (*freshe
 		Path:         mxfed.URLPath{"v1", "user", "devices", target},
 		Authenticate: true,
 	})
-	if err != nil || resp.StatusCode != http.StatusOK {
+	failed := func(err error) error {
 		f := failing{server: server, attempt: a, ctxErr: ctx.Err(), took: time.Since(started), now: c.now()}
-		return nil, f.failure(resp, err)
+		return f.failure(resp, err)
+	}
+	if err != nil || resp.StatusCode != http.StatusOK {
+		return nil, failed(err)
 	}
 	list, err := freshen.ParseDeviceList(body, target)
-	if err != nil {
+	switch {
+	case err == nil:
+		return list, nil
+	case ctx.Err() != nil:
+		// A server that was told of our leaving may end its half answer in good order.
+		return nil, failed(ctx.Err())
+	default:
 		return nil, notAList(server, resp, err)
 	}
-	return list, nil
 }
 
 func (c *Client) begin() bool {

@@ -42,7 +42,8 @@ type keysExchange struct {
 	// arrived is the announcement stream's head when the query came: what the answer acknowledges.
 	arrived int64
 	who     func() (homeserver.Identity, bool)
-	lists   func() map[id.UserID]keptList
+	// again waits for the lists that may be out of date, which are being fetched again.
+	again func()
 }
 
 // keptList is a list that may be served, and which fetch it is of.
@@ -77,10 +78,11 @@ func (p *Proxy) serveKeysQuery(w http.ResponseWriter, r *http.Request) {
 		who, err := p.cfg.Who.Identify(ctx, cred)
 		return who, err == nil
 	})
-	lists := inBackground(ctx, func(ctx context.Context) (map[id.UserID]keptList, bool) {
-		return p.keptLists(ctx, req), true
+	again := inBackground(ctx, func(ctx context.Context) (struct{}, bool) {
+		p.fetchDoubtful(ctx, req)
+		return struct{}{}, true
 	})
-	x.lists = func() map[id.UserID]keptList { found, _ := lists(); return found }
+	x.again = func() { _, _ = again() }
 	p.proxy.ServeHTTP(w, with(r, x))
 }
 
@@ -113,38 +115,39 @@ func inBackground[T any](ctx context.Context, ask func(context.Context) (T, bool
 	})
 }
 
-// keptLists reads the lists that are kept of those asked for. One that may be out of date is fetched again; where that
-// fails, the homeserver's answer stands.
-func (p *Proxy) keptLists(ctx context.Context, req keyquery.Request) map[id.UserID]keptList {
-	var mu sync.Mutex
+// doubtful says that a list may be out of date.
+func (p *Proxy) doubtful(info store.KeptInfo) bool {
+	return info.Suspect || p.cfg.Now().Sub(info.FetchedAt) > kept.MaxAge
+}
+
+// fetchDoubtful fetches the lists again that are asked for and may be out of date.
+func (p *Proxy) fetchDoubtful(ctx context.Context, req keyquery.Request) {
 	var wg sync.WaitGroup
+	for user := range req.Devices {
+		if info, ok := p.cfg.Lists.Info(user); ok && p.doubtful(info) {
+			wg.Go(func() { p.cfg.Refresher.Again(ctx, user) })
+		}
+	}
+	wg.Wait()
+}
+
+// keptLists reads the lists that are kept of those asked for, as they are when the homeserver has answered: it may have
+// taken its time. Where a list is still doubtful, the homeserver's answer stands.
+func (p *Proxy) keptLists(ctx context.Context, req keyquery.Request) map[id.UserID]keptList {
 	found := map[id.UserID]keptList{}
 	for user := range req.Devices {
 		info, ok := p.cfg.Lists.Info(user)
-		if !ok {
+		if !ok || p.doubtful(info) {
 			continue
 		}
-		wg.Go(func() {
-			if info.Suspect || p.cfg.Now().Sub(info.FetchedAt) > kept.MaxAge {
-				if !p.cfg.Refresher.Again(ctx, user) {
-					return
-				}
-				if info, ok = p.cfg.Lists.Info(user); !ok || info.Suspect {
-					return
-				}
-			}
-			list, err := p.cfg.Lists.Read(ctx, user)
-			if err != nil && ctx.Err() == nil {
-				p.cfg.Log.Error("cannot read a kept device list; the homeserver's answer stands", "target", user, "err", err)
-			}
-			if err == nil && list != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				found[user] = keptList{list, info}
-			}
-		})
+		list, err := p.cfg.Lists.Read(ctx, user)
+		if err != nil && ctx.Err() == nil {
+			p.cfg.Log.Error("cannot read a kept device list; the homeserver's answer stands", "target", user, "err", err)
+		}
+		if err == nil && list != nil {
+			found[user] = keptList{list, info}
+		}
 	}
-	wg.Wait()
 	return found
 }
 
@@ -156,7 +159,8 @@ func (x *keysExchange) edit(resp *http.Response) error {
 	if !ok {
 		return nil // without knowing the requester, their signatures would be lost
 	}
-	lists := x.lists()
+	x.again()
+	lists := x.p.keptLists(x.ctx, x.req)
 	requester := freshen.Requester{UserID: who.UserID, DeviceID: who.DeviceID}
 	targets := slices.Collect(maps.Keys(x.req.Devices))
 	if len(lists) == 0 && !x.p.cfg.Announcer.Pending(requester, targets) {

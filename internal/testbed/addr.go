@@ -54,6 +54,6 @@ func freePort(ctx context.Context, ip netip.Addr) (netip.AddrPort, error) {
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
-	defer listener.Close() //nolint:errcheck // nothing was accepted
+	defer listener.Close()
 	return netip.ParseAddrPort(listener.Addr().String())
 }

@@ -44,9 +44,7 @@ func BuildDendrite(ctx context.Context, progress io.Writer) (string, error) {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return "", fmt.Errorf("the folder for built programs cannot be made: %w", err)
 	}
-	if progress == nil {
-		progress = io.Discard
-	}
+	progress = orDiscard(progress)
 	unlock, err := lockFile(ctx, path+".lock", func() {
 		fmt.Fprintln(progress, "Waiting for another program that builds Dendrite …")
 	})
@@ -60,7 +58,7 @@ func BuildDendrite(ctx context.Context, progress io.Writer) (string, error) {
 	fmt.Fprintf(progress, "Building Dendrite %s. The first time this takes some minutes; afterwards it is at hand in %s.\n", version, bin)
 	err = goBuild(ctx, module, path, "tool", progress)
 	if err != nil {
-		return "", fmt.Errorf("Dendrite %s could not be built (it needs the Go toolchain and its module proxy): %w", version, err) //nolint:staticcheck // a name
+		return "", fmt.Errorf("Dendrite %s could not be built (it needs the Go toolchain and its module proxy): %w", version, err)
 	}
 	return path, nil
 }
@@ -80,9 +78,9 @@ func dendriteKey(dir string) (version, key string, err error) {
 	return string(match[1]), hex.EncodeToString(sum[:4]), nil
 }
 
-// BuildFreshen builds freshen from the source tree into dir and returns its path. FRESHEN_BINARY names one to use
-// instead, built by whatever means.
-func BuildFreshen(ctx context.Context, dir string) (string, error) {
+// BuildFreshen builds freshen from the source tree into dir and returns its path. The first time that takes a minute or
+// two; progress (may be nil) is told how far it is. FRESHEN_BINARY names one to use instead, built by whatever means.
+func BuildFreshen(ctx context.Context, dir string, progress io.Writer) (string, error) {
 	if path := os.Getenv("FRESHEN_BINARY"); path != "" {
 		return path, nil
 	}
@@ -91,7 +89,7 @@ func BuildFreshen(ctx context.Context, dir string) (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "freshen-bin")
-	if err := goBuild(ctx, root, path, "./cmd/freshen", io.Discard); err != nil {
+	if err := goBuild(ctx, root, path, "./cmd/freshen", progress); err != nil {
 		return "", fmt.Errorf("freshen could not be built: %w", err)
 	}
 	return path, nil
@@ -112,7 +110,7 @@ func goBuild(ctx context.Context, dir, path, target string, progress io.Writer) 
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-buildvcs=false")
 	counter := &buildOutput{}
 	cmd.Stdout, cmd.Stderr = counter, counter
-	stop := sayAlive(progress, &counter.packages)
+	stop := sayAlive(orDiscard(progress), &counter.packages)
 	err = cmd.Run()
 	stop()
 	if err != nil {
@@ -168,6 +166,13 @@ func (o *buildOutput) Write(p []byte) (int, error) {
 		}
 		o.partial = o.partial[advance:]
 	}
+}
+
+func orDiscard(w io.Writer) io.Writer {
+	if w == nil {
+		return io.Discard
+	}
+	return w
 }
 
 func isFile(path string) bool {

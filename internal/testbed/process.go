@@ -45,7 +45,7 @@ func startProcess(ctx context.Context, name, logFile, path string, args, env []s
 	p := &process{name: name, logFile: logFile, cmd: cmd, done: make(chan struct{})}
 	started := make(chan error)
 	go func() {
-		defer log.Close() //nolint:errcheck // written by the child alone
+		defer log.Close() // the child has a handle of its own
 		// Linux ends the child with the thread that started it (childAttributes), so this thread must live as long.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
@@ -117,7 +117,7 @@ func tail(path string) []byte {
 	if err != nil {
 		return []byte(err.Error())
 	}
-	defer file.Close() //nolint:errcheck // only read
+	defer file.Close()
 	if info, err := file.Stat(); err == nil && info.Size() > tailBytes {
 		_, _ = file.Seek(-tailBytes, io.SeekEnd)
 	}
@@ -137,7 +137,7 @@ func get(ctx context.Context, client *http.Client, url string) (int, []byte, err
 	if err != nil {
 		return 0, nil, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // only read
+	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
 	return resp.StatusCode, body, err
 }

@@ -73,7 +73,7 @@ func (w *World) start(ctx context.Context, options Options) error {
 	if !options.Freshen {
 		return nil
 	}
-	binary, err = BuildFreshen(ctx, w.Dir)
+	binary, err = BuildFreshen(ctx, w.Dir, options.Progress)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package splice
 
 import (
 	"bytes"
+	"errors"
 	"io"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -28,8 +29,8 @@ func runTap(w io.Writer, src io.Reader, e Edit) (Result, error) {
 	err := t.object(0)
 	if err == nil {
 		_, err = t.dec.ReadToken()
-		t.result.Complete = err == io.EOF && !t.failed
-		if err == io.EOF {
+		t.result.Complete = errors.Is(err, io.EOF) && !t.failed
+		if errors.Is(err, io.EOF) {
 			err = nil
 		}
 	}

@@ -49,11 +49,11 @@ func (c *Client) Do(ctx context.Context, method string, path []string, body any)
 			return nil, fmt.Errorf("the body of a request: %w", err)
 		}
 	}
-	escaped := ""
-	for _, segment := range path {
-		escaped += "/" + url.PathEscape(segment)
+	escaped := make([]string, len(path))
+	for i, segment := range path {
+		escaped[i] = url.PathEscape(segment)
 	}
-	return c.DoRaw(ctx, method, escaped, data)
+	return c.DoRaw(ctx, method, "/"+strings.Join(escaped, "/"), data)
 }
 
 // DoRaw sends one request with this device's token, path and query being sent as they are, and so the body. Redirects are
@@ -74,7 +74,7 @@ func (c *Client) DoRaw(ctx context.Context, method, pathAndQuery string, body []
 	if err != nil {
 		return nil, fmt.Errorf("a request of %s got no answer: %w", c.Name(), err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // only read
+	defer resp.Body.Close()
 	answer.Status, answer.Header = resp.StatusCode, resp.Header
 	if answer.Body, err = io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes)); err != nil {
 		return nil, fmt.Errorf("a request of %s got half an answer: %w", c.Name(), err)

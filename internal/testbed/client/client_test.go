@@ -41,7 +41,7 @@ func register(t *testing.T, ctx context.Context, on *testbed.Dendrite, role stri
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
-	c.StartSync()
+	c.StartSync(ctx)
 	return c
 }
 
@@ -57,7 +57,7 @@ func login(t *testing.T, ctx context.Context, on *testbed.Dendrite, c *client.Cl
 		t.Fatal(err)
 	}
 	t.Cleanup(other.Close)
-	other.StartSync()
+	other.StartSync(ctx)
 	return other
 }
 

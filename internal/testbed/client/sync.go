@@ -83,12 +83,12 @@ type loop struct {
 	stopped chan struct{}
 }
 
-// StartSync begins to sync in the background, and goes on through failures, until StopSync.
-func (c *Client) StartSync() {
+// StartSync begins to sync in the background, and goes on through failures, until StopSync; the end of ctx does not end it.
+func (c *Client) StartSync(ctx context.Context) {
 	if c.loop != nil {
 		return
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	c.loop = &loop{cancel: cancel, stopped: make(chan struct{})}
 	go func() {
 		defer close(c.loop.stopped)
@@ -239,12 +239,12 @@ func (c *Client) openMail(ctx context.Context) {
 	c.mail.mu.Lock()
 	defer c.mail.mu.Unlock()
 	for eventID, evt := range c.mail.closed {
-		clear, err := c.machine.DecryptMegolmEvent(ctx, evt)
+		decrypted, err := c.machine.DecryptMegolmEvent(ctx, evt)
 		if err != nil {
 			c.mail.errs[eventID] = err
 			continue
 		}
-		c.mail.opened[eventID] = clear.Content.AsMessage().Body
+		c.mail.opened[eventID] = decrypted.Content.AsMessage().Body
 		delete(c.mail.closed, eventID)
 		delete(c.mail.errs, eventID)
 	}
