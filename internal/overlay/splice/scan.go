@@ -319,7 +319,8 @@ func (s *scanner) readNull(b []byte) int {
 // flushHeld lets the held letters of a null go as they came.
 func (s *scanner) flushHeld() {
 	if s.held > 0 {
-		s.insert = append(s.bufs.insert[:0], "null"[:s.held]...)
+		s.bufs.insert = append(s.bufs.insert[:0], "null"[:s.held]...)
+		s.insert = s.bufs.insert
 		s.held = 0
 	}
 }
