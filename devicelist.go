@@ -179,6 +179,15 @@ func (l *DeviceList) readCrossSigningKey(raw jsontext.Value, usage string) json.
 	return json.RawMessage(raw)
 }
 
+// Size is about how many bytes the list takes.
+func (l *DeviceList) Size() int {
+	size := len(l.MasterKey) + len(l.SelfSigningKey)
+	for _, d := range l.Devices {
+		size += len(d.ID) + len(d.DisplayName) + len(d.Keys)
+	}
+	return size
+}
+
 // Encode writes the list as JSON of the same shape as it came, with the bytes of keys untouched ([json.Marshal] would
 // rewrite them). [DecodeKept] reads it.
 func (l *DeviceList) Encode() []byte {

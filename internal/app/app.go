@@ -97,10 +97,10 @@ func (a *App) openFederation(cfg *config.Config) error {
 
 func (a *App) openEngine(ctx context.Context, cfg *config.Config) (err error) {
 	a.hs = homeserver.New(cfg.Homeserver.URL, nil)
-	neighbours := rooms.New(a.hs, cfg.Homeserver.Name, time.Now)
 	if a.lists, err = kept.Load(ctx, a.store, a.log); err != nil {
 		return fmt.Errorf("database: the kept device lists cannot be read: %w", err)
 	}
+	neighbours := rooms.New(a.hs, cfg.Homeserver.Name, time.Now, a.lists.Shared)
 	if a.announcer, err = announce.Open(ctx, a.store, neighbours, a.log, time.Now); err != nil {
 		return fmt.Errorf("database: the announcements cannot be read: %w", err)
 	}
@@ -181,6 +181,7 @@ func (a *App) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { a.announcer.Run(background) })
 	wg.Go(func() { a.worker.Run(background) })
+	wg.Go(func() { a.lists.Run(background, time.Now) })
 
 	public, admin := a.server(a.handler), a.server(a.adminHandler())
 	failed := make(chan error, 2)

@@ -20,6 +20,8 @@ const (
 	MaxAge = time.Hour
 	// writeTimeout bounds one write in the background.
 	writeTimeout = 10 * time.Second
+	// sweepEvery is how often lists of strangers are looked for.
+	sweepEvery = 5 * time.Minute
 )
 
 // Lists is the index of kept lists. Its methods are safe for concurrent use.
@@ -113,6 +115,55 @@ func (l *Lists) Announced(users []id.UserID) {
 				"users", len(fresh), "err", err)
 		}
 	})
+}
+
+// Shared records that a local user shares a room with this one. It does not wait for the database.
+func (l *Lists) Shared(user id.UserID) {
+	l.mu.Lock()
+	info, ok := l.infos[user]
+	learnt := ok && !info.Shared
+	if learnt {
+		info.Shared = true
+		l.infos[user] = info
+	}
+	l.mu.Unlock()
+	if !learnt {
+		return
+	}
+	l.background(func(ctx context.Context) {
+		if err := l.store.MarkShared(ctx, user); err != nil {
+			l.log.Error("could not record whose kept device list is of use; it may be dropped early", "err", err)
+		}
+	})
+}
+
+// Run drops, until ctx is done, lists that are an hour old and of users with whom nobody here is known to share a room:
+// nobody can fill our disk by asking for strangers.
+func (l *Lists) Run(ctx context.Context, now func() time.Time) {
+	ticker := time.NewTicker(sweepEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			l.sweep(now())
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (l *Lists) sweep(now time.Time) {
+	var strangers []store.KeptInfo
+	l.mu.RLock()
+	for _, info := range l.infos {
+		if !info.Shared && now.Sub(info.FetchedAt) > MaxAge {
+			strangers = append(strangers, info)
+		}
+	}
+	l.mu.RUnlock()
+	for _, info := range strangers {
+		l.Retire(info.UserID, info.FetchedAt)
+	}
 }
 
 // Retire drops the list that was fetched at that time: the homeserver says the same, or better, by itself. It does not

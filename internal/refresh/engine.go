@@ -19,8 +19,14 @@ import (
 	"freshen/internal/store"
 )
 
-// commitTimeout bounds how long an answer waits for the database.
-const commitTimeout = 10 * time.Second
+const (
+	// commitTimeout bounds how long an answer waits for the database.
+	commitTimeout = 10 * time.Second
+	// longList is from how many bytes on a list is only kept for somebody who shares a room with its user.
+	longList = 64 << 10
+	// concernsTimeout bounds the question about that.
+	concernsTimeout = 5 * time.Second
+)
 
 // Fetcher asks a target's own server. Its error is a *[freshen.Failure].
 type Fetcher interface {

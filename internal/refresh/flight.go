@@ -117,6 +117,7 @@ func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceLis
 	now := e.cfg.Now()
 	kept, err := e.store.Keep(ctx, store.Fetched{
 		List: list, At: now, Requesters: slices.Sorted(maps.Keys(f.requesters)), PaidGen: gen,
+		HashOnly: list.Size() > longList && !e.concerns(ctx, f),
 	})
 	if err != nil {
 		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
@@ -140,6 +141,19 @@ func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceLis
 			e.rooms.Explore(user, cred, f.target)
 		}
 	}
+}
+
+// concerns says whether one of the requesters shares a room with the target. A long list is kept only then: anybody may
+// ask for strangers, whose own server makes their lists as long as it likes.
+func (e *Engine) concerns(ctx context.Context, f *flight) bool {
+	ctx, cancel := context.WithTimeout(ctx, concernsTimeout)
+	defer cancel()
+	for user, cred := range f.requesters {
+		if shares, err := e.rooms.Shares(ctx, user, cred, f.target); err == nil && shares {
+			return true
+		}
+	}
+	return false
 }
 
 func (e *Engine) fail(ctx context.Context, f *flight, err error) {

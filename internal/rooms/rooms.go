@@ -35,6 +35,7 @@ type Rooms struct {
 	hs         *homeserver.Client
 	serverName string
 	now        func() time.Time
+	onShared   func(target id.UserID)
 	seed       maphash.Seed
 	questions  chan struct{}
 
@@ -63,10 +64,14 @@ type members struct {
 	at     time.Time
 }
 
-// New returns an empty memory of rooms. serverName is ours; now is the clock.
-func New(hs *homeserver.Client, serverName string, now func() time.Time) *Rooms {
+// New returns an empty memory of rooms. serverName is ours; now is the clock; onShared, if not nil, is told of each
+// target with whom somebody turns out to share a room, and must not block.
+func New(hs *homeserver.Client, serverName string, now func() time.Time, onShared func(target id.UserID)) *Rooms {
+	if onShared == nil {
+		onShared = func(id.UserID) {}
+	}
 	return &Rooms{
-		hs: hs, serverName: serverName, now: now,
+		hs: hs, serverName: serverName, now: now, onShared: onShared,
 		seed:      maphash.MakeSeed(),
 		questions: make(chan struct{}, atOnce),
 		pairs:     otter.Must(&otter.Options[pair, verdict]{MaximumSize: 200_000}),
@@ -90,6 +95,9 @@ func (r *Rooms) fresh(at time.Time) bool { return r.now().Before(at.Add(remember
 
 func (r *Rooms) learn(user, target id.UserID, shares bool) {
 	r.pairs.Set(pair{user, target}, verdict{shares: shares, at: r.now()})
+	if shares {
+		r.onShared(target)
+	}
 }
 
 // Shares says whether who shares a room with target, and asks the homeserver if that is not known.

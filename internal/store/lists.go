@@ -34,6 +34,9 @@ type Fetched struct {
 	Requesters []id.UserID
 	// PaidGen is [Store.DebtGen] as it stood when the fetch began.
 	PaidGen int64
+	// HashOnly announces the list without keeping it, because it is too long for what is known of its user. A user with
+	// whom somebody shares a room has theirs kept all the same.
+	HashOnly bool
 }
 
 // Kept says what became of a fetched list.
@@ -51,26 +54,33 @@ type KeptInfo struct {
 	FetchedAt time.Time
 	// Suspect: the homeserver itself has announced the user since, so it may be fresher than the list.
 	Suspect bool
+	// Shared: a local user is known to share a room with this one.
+	Shared bool
 }
 
 // Keep stores the list, announces it, pays the debt and clears the destination's backoff, all in one transaction.
 func (s *Store) Keep(ctx context.Context, f Fetched) (kept Kept, err error) {
 	target := f.List.UserID
-	raw := f.List.Encode()
+	encoded := f.List.Encode()
 	hash := f.List.Hash()
 	err = s.update(ctx, func(ctx context.Context, t *tx) error {
 		var before []byte
-		err := t.conn.QueryRowContext(ctx, `SELECT hash FROM kept_lists WHERE user_id = $1`, target).Scan(&before)
+		info := KeptInfo{UserID: target, FetchedAt: f.At}
+		err := t.conn.QueryRowContext(ctx, `SELECT hash, shared FROM kept_lists WHERE user_id = $1`, target).Scan(&before, &info.Shared)
 		if err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
 		kept = Kept{Changed: !bytes.Equal(before, hash[:])}
+		var raw any // NULL
+		if !f.HashOnly || info.Shared {
+			raw = encoded
+			t.change.committed.Kept = append(t.change.committed.Kept, info)
+		}
 		if _, err := t.exec(ctx, `INSERT INTO kept_lists (user_id, list, hash, fetched_at, suspect) VALUES ($1, $2, $3, $4, 0)
 			ON CONFLICT (user_id) DO UPDATE SET list = excluded.list, hash = excluded.hash, fetched_at = excluded.fetched_at, suspect = 0`,
 			target, raw, hash[:], millis(f.At)); err != nil {
 			return err
 		}
-		t.change.committed.Kept = append(t.change.committed.Kept, KeptInfo{UserID: target, FetchedAt: f.At})
 		if kept.Paid, err = t.pay(ctx, target, f.PaidGen, f.At); err != nil {
 			return err
 		}
@@ -162,10 +172,10 @@ func (s *Store) Announcements(ctx context.Context) (all []Announcement, head int
 func (s *Store) KeptLists(ctx context.Context) ([]KeptInfo, error) {
 	return queryAll(ctx, s.read, func(rows *sql.Rows) (k KeptInfo, err error) {
 		var at int64
-		err = rows.Scan(&k.UserID, &at, &k.Suspect)
+		err = rows.Scan(&k.UserID, &at, &k.Suspect, &k.Shared)
 		k.FetchedAt = fromMillis(at)
 		return k, err
-	}, `SELECT user_id, fetched_at, suspect FROM kept_lists WHERE list IS NOT NULL`)
+	}, `SELECT user_id, fetched_at, suspect, shared FROM kept_lists WHERE list IS NOT NULL`)
 }
 
 // KeptList reads one list; nil if none is kept or it is retired.
@@ -190,6 +200,14 @@ func (s *Store) MarkSuspect(ctx context.Context, users []id.UserID) error {
 			}
 		}
 		return nil
+	})
+}
+
+// MarkShared records that a local user shares a room with this one.
+func (s *Store) MarkShared(ctx context.Context, user id.UserID) error {
+	return s.update(ctx, func(ctx context.Context, t *tx) error {
+		_, err := t.exec(ctx, `UPDATE kept_lists SET shared = 1 WHERE user_id = $1`, user)
+		return err
 	})
 }
 

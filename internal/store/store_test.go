@@ -275,6 +275,27 @@ func TestAKeptListIsByteForByte(t *testing.T) {
 	}
 }
 
+// Whoever asks for strangers with endless lists must not fill the disk; a contact's long list is kept.
+func TestALongListOfAStrangerIsNotKept(t *testing.T) {
+	s := fresh(t)
+	long := store.Fetched{List: list(t, "@bob:b.org", "key"), At: start, HashOnly: true}
+	for _, want := range []bool{false, true} {
+		if _, err := s.Keep(t.Context(), long); err != nil {
+			t.Fatal(err)
+		}
+		infos, err := s.KeptLists(t.Context())
+		if err != nil || (len(infos) == 1) != want {
+			t.Errorf("lists kept: %v (%v), want one: %v", infos, err, want)
+		}
+		if got, err := s.KeptList(t.Context(), "@bob:b.org"); err != nil || (got != nil) != want {
+			t.Errorf("the list is kept: %v (%v), want: %v", got != nil, err, want)
+		}
+		if err := s.MarkShared(t.Context(), "@bob:b.org"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestDevicePositions(t *testing.T) {
 	s := fresh(t)
 	want := store.DevicePosition{UserID: "@alice:a.org", DeviceID: "PHONE", Acked: 5, Above: map[id.UserID]int64{"@bob:b.org": 9}, SeenAt: start}

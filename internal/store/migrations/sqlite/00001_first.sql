@@ -39,12 +39,14 @@ CREATE TABLE requesters (
 CREATE INDEX requesters_asked ON requesters (asked_at);
 
 -- The lists that were fetched. list is NULL once the homeserver has healed; the hash stays, to tell a change.
+-- shared: a local user is known to share a room with this one. A list of whom nobody does goes after an hour.
 CREATE TABLE kept_lists (
     user_id    TEXT    NOT NULL PRIMARY KEY,
     list       BLOB,
     hash       BLOB    NOT NULL,
     fetched_at INTEGER NOT NULL,
-    suspect    INTEGER NOT NULL DEFAULT 0
+    suspect    INTEGER NOT NULL DEFAULT 0,
+    shared     INTEGER NOT NULL DEFAULT 0
 ) STRICT, WITHOUT ROWID;
 
 -- The announcement stream. audience is '' for every local user to whom the target is relevant, else one local user.
