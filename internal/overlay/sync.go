@@ -29,7 +29,7 @@ type syncExchange struct {
 	p     *Proxy
 	ctx   context.Context // the client's
 	since string
-	waits bool // the request has a timeout, so that hurrying makes sense
+	waits bool // the request has a timeout, so that hurrying makes sense, and no body, so that it can be sent again
 
 	mu     sync.Mutex
 	who    *homeserver.Identity
@@ -49,7 +49,7 @@ func (p *Proxy) serveSync(w http.ResponseWriter, r *http.Request) {
 	timeout, _ := strconv.ParseInt(query.Get("timeout"), 10, 64)
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	x := &syncExchange{p: p, ctx: ctx, since: query.Get("since"), waits: timeout > 0}
+	x := &syncExchange{p: p, ctx: ctx, since: query.Get("since"), waits: timeout > 0 && r.ContentLength == 0}
 	defer x.end()
 	defer context.AfterFunc(p.stopping, x.hurry)()
 	if who, ok := p.cfg.Who.Known(cred); ok {
