@@ -91,7 +91,7 @@ func (s *screen) kept(world *testbed.World, cast *scenario.Cast) {
 	bob := url.PathEscape(cast.Laptop.UserID().String())
 	section := func(title string) { fmt.Fprintf(s.out, "\n%s\n", s.paint(bold, title)) }
 	section("Everything is left running")
-	fmt.Fprintf(s.out, "  freshen       %s   (before A; its own health and metrics: %s)\n", world.Freshen.URL, world.Freshen.AdminURL)
+	fmt.Fprintf(s.out, "  freshen       %s   (before A; its own health: %s)\n", world.Freshen.URL, world.Freshen.AdminURL)
 	fmt.Fprintf(s.out, "  Dendrite A    %s   server name %s\n", world.A.URL, world.A.ServerName)
 	fmt.Fprintf(s.out, "  Dendrite B    %s   server name %s\n", world.B.URL, world.B.ServerName)
 	fmt.Fprintf(s.out, "  Data, logs    %s\n", world.Dir)

@@ -126,7 +126,10 @@ func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceLis
 	if len(list.Dropped) > 0 {
 		e.log.Warn("left out parts of a device list that do not belong in it", "target", f.target, "dropped", list.Dropped)
 	}
-	if f.lease != "" {
+	if kept.Recovered {
+		e.log.Info("a destination answers again", "destination", f.destination)
+	}
+	if kept.Paid {
 		e.log.Info("paid a debt", "target", f.target, "devices", len(list.Devices), "changed", kept.Changed)
 	}
 	e.recent.put(f.target, outcome{at: now})
@@ -186,6 +189,9 @@ func (e *Engine) fail(ctx context.Context, f *flight, err error) {
 	}
 	if !owed && f.lease != "" {
 		e.log.Warn("gave up a debt", "target", f.target, "reason", failure.Reason)
+	}
+	if before.Failures > 0 && after.Failures == 0 {
+		e.log.Info("a destination answers again", "destination", f.destination)
 	}
 	if before.Failures == 0 && after.Failures > 0 {
 		e.log.Warn("a destination fails and backs off", "destination", f.destination, "reason", failure.Reason,

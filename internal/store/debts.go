@@ -271,21 +271,22 @@ func (s *Store) ReleaseClaims(ctx context.Context, now time.Time) error {
 }
 
 // pay settles the target's debt up to gen, and clears its destination's backoff, which makes all of its debts due.
-func (t *tx) pay(ctx context.Context, target id.UserID, gen int64, now time.Time) (paid bool, err error) {
-	n, err := t.exec(ctx, `DELETE FROM debts WHERE user_id = $1 AND gen <= $2`, target, gen)
+func (t *tx) pay(ctx context.Context, target id.UserID, gen int64, now time.Time) (paid, recovered bool, err error) {
+	settled, err := t.exec(ctx, `DELETE FROM debts WHERE user_id = $1 AND gen <= $2`, target, gen)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
 	// What was asked for meanwhile is not settled, but its user has just been shown to be fine.
 	if _, err := t.exec(ctx, `UPDATE debts SET lease = '', failures = 0, due_at = $1 WHERE user_id = $2`, millis(now), target); err != nil {
-		return false, err
+		return false, false, err
 	}
 	name := freshen.Destination(target)
-	_, err = t.exec(ctx, `UPDATE destinations SET failures = 0, failing_since = 0, retry_at = 0, reason = '', sentence = '' WHERE name = $1`, name)
+	cleared, err := t.exec(ctx, `UPDATE destinations SET failures = 0, failing_since = 0, retry_at = 0, reason = '', sentence = ''
+		WHERE name = $1 AND failures > 0`, name)
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
-	return n > 0, t.schedule(ctx, name, now)
+	return settled > 0, cleared > 0, t.schedule(ctx, name, now)
 }
 
 // schedule works out when the destination's next debt may be claimed, and forgets one that is owed nothing and is fine.

@@ -46,6 +46,8 @@ type Kept struct {
 	Changed bool
 	// Paid: a debt was settled.
 	Paid bool
+	// Recovered: the destination had been backing off.
+	Recovered bool
 }
 
 // KeptInfo is what is known of a kept list without reading it.
@@ -81,7 +83,7 @@ func (s *Store) Keep(ctx context.Context, f Fetched) (kept Kept, err error) {
 			target, raw, hash[:], millis(f.At)); err != nil {
 			return err
 		}
-		if kept.Paid, err = t.pay(ctx, target, f.PaidGen, f.At); err != nil {
+		if kept.Paid, kept.Recovered, err = t.pay(ctx, target, f.PaidGen, f.At); err != nil {
 			return err
 		}
 		if err := t.putRequesters(ctx, target, f.Requesters, f.At, false); err != nil {

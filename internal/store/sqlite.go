@@ -10,7 +10,8 @@ import (
 	"net/url"
 
 	"github.com/pressly/goose/v3"
-	_ "modernc.org/sqlite" // registers the driver "sqlite"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
 )
 
 //go:embed migrations/sqlite/*.sql
@@ -48,10 +49,10 @@ func (s *Store) openSQLite(ctx context.Context, path string) error {
 func checkOwner(ctx context.Context, db *sql.DB, path string) error {
 	var app, tables int
 	if err := db.QueryRowContext(ctx, `PRAGMA application_id`).Scan(&app); err != nil {
-		return fmt.Errorf("database: %s cannot be used as an SQLite database: %w", path, err)
+		return cannotUse(path, err)
 	}
 	if err := db.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_master`).Scan(&tables); err != nil {
-		return fmt.Errorf("database: %s cannot be used as an SQLite database: %w", path, err)
+		return cannotUse(path, err)
 	}
 	if app == applicationID {
 		return nil
@@ -60,9 +61,24 @@ func checkOwner(ctx context.Context, db *sql.DB, path string) error {
 		return fmt.Errorf("database: %s is the database of another program; name a file of freshen's own", path)
 	}
 	if _, err := db.ExecContext(ctx, fmt.Sprintf(`PRAGMA application_id = %d`, applicationID)); err != nil {
-		return fmt.Errorf("database: %s cannot be written: %w", path, err)
+		return cannotUse(path, err)
 	}
 	return nil
+}
+
+// cannotUse says what an administrator can do about SQLite's error.
+func cannotUse(path string, err error) error {
+	if known, ok := errors.AsType[*sqlite.Error](err); ok {
+		switch known.Code() & 0xff {
+		case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM:
+			return fmt.Errorf("database: %s cannot be written: let the user that freshen runs as write the file and its folder (SQLite keeps two more files beside it): %w", path, err)
+		case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
+			return fmt.Errorf("database: %s is locked; is another freshen using it? %w", path, err)
+		case sqlite3.SQLITE_FULL:
+			return fmt.Errorf("database: %s cannot grow, the disk is full: %w", path, err)
+		}
+	}
+	return fmt.Errorf("database: %s cannot be used as an SQLite database: %w", path, err)
 }
 
 func migrate(ctx context.Context, db *sql.DB, path string) error {
