@@ -90,6 +90,9 @@ func TestAgainstTheModel(t *testing.T) {
 			m.clients = append(m.clients, c)
 		}
 		m.forget()
+		for _, who := range slices.Concat(modelUsers, modelTargets[:2]) {
+			m.flip(room, who)
+		}
 		rt.Repeat(map[string]func(*rapid.T){
 			"changed":  func(t *rapid.T) { m.t = t; m.changed() },
 			"to one":   func(t *rapid.T) { m.t = t; m.toOne() },
@@ -97,6 +100,7 @@ func TestAgainstTheModel(t *testing.T) {
 			"poll":     func(t *rapid.T) { m.t = t; m.poll() },
 			"answer":   func(t *rapid.T) { m.t = t; m.answer() },
 			"answer 2": func(t *rapid.T) { m.t = t; m.answer() },
+			"answer 3": func(t *rapid.T) { m.t = t; m.answer() },
 			"query":    func(t *rapid.T) { m.t = t; m.query() },
 			"flush":    func(t *rapid.T) { m.flush() },
 			"restart":  func(t *rapid.T) { m.t = t; m.restart() },
@@ -146,9 +150,11 @@ func (m *model) heard() {
 
 // move lets somebody join or leave. What the homeserver said before is no longer remembered.
 func (m *model) move() {
+	m.flip(rapid.SampledFrom(modelRooms).Draw(m.t, "room"), rapid.SampledFrom(slices.Concat(modelUsers, modelTargets)).Draw(m.t, "who"))
+}
+
+func (m *model) flip(r id.RoomID, who id.UserID) {
 	m.w.clock.advance(6 * time.Minute)
-	r := rapid.SampledFrom(modelRooms).Draw(m.t, "room")
-	who := rapid.SampledFrom(slices.Concat(modelUsers, modelTargets)).Draw(m.t, "who")
 	m.rooms[r][who] = !m.rooms[r][who]
 	now := map[id.RoomID][]id.UserID{}
 	for name, members := range m.rooms {
@@ -177,9 +183,12 @@ func (m *model) move() {
 
 func (m *model) poll() {
 	c := m.client()
-	if c.open != nil {
-		return
+	if c.open == nil {
+		m.begin(c)
 	}
+}
+
+func (m *model) begin(c *client) {
 	c.since = c.token
 	if rapid.IntRange(0, 9).Draw(m.t, "first") == 0 {
 		c.since = ""
@@ -213,7 +222,8 @@ func (c *client) ack(target id.UserID, position int64) {
 func (m *model) answer() {
 	c := m.client()
 	if c.open == nil {
-		return
+		m.begin(c)
+		m.checkWake(c)
 	}
 	p := c.open
 	m.checkPoll(c)
