@@ -3,6 +3,7 @@ package announce
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,6 +21,8 @@ const (
 	flushEvery = time.Second
 	// idleAfter is how long a device that does not sync stays in memory.
 	idleAfter = 10 * time.Minute
+	// idleCarrying is the same for one that has not acknowledged yet what it was sent.
+	idleCarrying = 24 * time.Hour
 	// keepFor is how long announcements and the positions of devices that are not seen are kept.
 	keepFor = 90 * 24 * time.Hour
 	// seenEvery is how exactly it is recorded when a device was last seen.
@@ -29,6 +32,8 @@ const (
 	questionsWaiting = 10_000
 	// askers is how many users' rooms are asked about at a time.
 	askers = 4
+	// savedAtOnce is how many devices' positions go into one change of the database.
+	savedAtOnce = 256
 )
 
 // Announcer tells what each device is owed and wakes the polls that wait for it. Its methods are safe for concurrent
@@ -41,23 +46,36 @@ type Announcer struct {
 
 	stream *stream
 	asks   chan question
-	asking sync.Map // userTarget → struct{}: questions that are under way
-	loads  chan *device
-	wakes  atomic.Int64
+	// explores are the questions that may settle many of the others, and so come first.
+	explores chan question
+	asking   sync.Map // userTarget → struct{}: questions that are under way
+	loads    chan *device
+	wakes    atomic.Int64
+	failing  bool // saving failed last; flush's own
+	// underway counts the questions and loads that wait or run.
+	underway sync.WaitGroup
 
 	mu      sync.Mutex
 	devices map[freshen.Requester]*device
 }
 
-// question is one user whose rooms are to be asked about.
+// question is whether announcements concern a user: in whose rooms are the targets?
 type question struct {
 	user    id.UserID
 	cred    homeserver.Credentials
-	targets []id.UserID
+	about   []store.Announcement
+	askedAt time.Time
 	explore bool // from the requester's view: settle it for everybody in the shared rooms
 }
 
-// Open reads the stream. Run must run for anything to be learnt, loaded or saved.
+// covers says that the question was put after the announcement was made, whatever came of it.
+func (q *question) covers(user id.UserID, a store.Announcement) bool {
+	return q.user == user && !a.At.After(q.askedAt) &&
+		slices.ContainsFunc(q.about, func(asked store.Announcement) bool { return asked.Target == a.Target })
+}
+
+// Open reads the stream. Run must run for anything to be learnt, loaded or saved. What is committed while Open reads
+// must be given to Announced after it: nothing may be announced between Open and [store.Store.OnCommit].
 func Open(ctx context.Context, s *store.Store, r *rooms.Rooms, log *slog.Logger, now func() time.Time) (*Announcer, error) {
 	all, head, err := s.Announcements(ctx)
 	if err != nil {
@@ -65,10 +83,11 @@ func Open(ctx context.Context, s *store.Store, r *rooms.Rooms, log *slog.Logger,
 	}
 	return &Announcer{
 		store: s, rooms: r, log: log, now: now,
-		stream:  newStream(all, head),
-		asks:    make(chan question, questionsWaiting),
-		loads:   make(chan *device, questionsWaiting),
-		devices: map[freshen.Requester]*device{},
+		stream:   newStream(all, head),
+		asks:     make(chan question, questionsWaiting),
+		explores: make(chan question, questionsWaiting),
+		loads:    make(chan *device, questionsWaiting),
+		devices:  map[freshen.Requester]*device{},
 	}, nil
 }
 
@@ -85,12 +104,12 @@ func (a *Announcer) Announced(all []store.Announcement) {
 			}
 		}
 		return false
-	})
+	}, question{})
 }
 
 // Explore finds out which local users a change of target's concerns, from the view of who, and wakes them.
 func (a *Announcer) Explore(who id.UserID, cred homeserver.Credentials, target id.UserID) {
-	a.enqueue(question{user: who, cred: cred, targets: []id.UserID{target}, explore: true})
+	a.enqueue(question{user: who, cred: cred, about: []store.Announcement{{Target: target, At: a.now()}}, explore: true})
 }
 
 // Shares asks whether who shares a room with target.
@@ -132,6 +151,7 @@ func (a *Announcer) deviceLocked(who freshen.Requester) *device {
 	d := a.devices[who]
 	if d == nil {
 		d = newDevice(who)
+		d.usedAt = a.now()
 		a.devices[who] = d
 		a.load(d)
 	}
@@ -140,83 +160,78 @@ func (a *Announcer) deviceLocked(who freshen.Requester) *device {
 
 // load has the device read from the database. If too many wait for that, it is tried at its next poll.
 func (a *Announcer) load(d *device) {
+	a.underway.Add(1)
 	select {
 	case a.loads <- d:
 	default:
+		a.underway.Done()
 		d.mu.Lock()
 		d.failed = true
 		d.mu.Unlock()
 	}
 }
 
-// reconsider has the polls of these users look again at what they are owed.
-func (a *Announcer) reconsider(concerns func(id.UserID) bool) {
+// reconsider has the polls of these users look again at what they are owed. answered is the question whose answer is
+// the occasion, if one is.
+func (a *Announcer) reconsider(concerns func(id.UserID) bool, answered question) {
 	for _, d := range a.all() {
 		if concerns(d.who.UserID) {
-			a.consider(d)
+			a.consider(d, answered)
 		}
 	}
 }
 
-// consider wakes the device's polls if there is something to hurry for, and asks about what it cannot tell.
-func (a *Announcer) consider(d *device) {
+// consider wakes a poll of the device's if there is something to hurry for, and asks about what it cannot tell, but
+// not at once again what has just been asked in vain.
+func (a *Announcer) consider(d *device, answered question) {
 	d.mu.Lock()
-	if !d.loaded || len(d.polls) == 0 {
+	newest := d.newest()
+	if !d.loaded || newest == nil {
 		d.mu.Unlock()
 		return
 	}
-	entries, unknown := d.owed(a.stream, a.rooms.Known)
-	var wake []*Poll
-	var cred homeserver.Credentials
-	for p := range d.polls {
-		cred = p.cred
-		if hurry(entries, d.hurried) && !p.first {
-			wake = append(wake, p)
-		}
-	}
+	entries, unknown := d.owed(a.stream, a.rooms.KnownSince)
+	wake := d.toWake(entries)
 	d.mu.Unlock()
-	if len(unknown) > 0 {
-		a.enqueue(question{user: d.who.UserID, cred: cred, targets: unknown})
-	}
-	for _, p := range wake {
+	unknown = slices.DeleteFunc(unknown, func(one store.Announcement) bool { return answered.covers(d.who.UserID, one) })
+	a.enqueue(question{user: d.who.UserID, cred: newest.cred, about: unknown})
+	if wake != nil {
 		a.wakes.Add(1)
-		p.wake()
+		wake.wake()
 	}
-}
-
-func hurry(entries []Entry, hurried int64) bool {
-	for _, e := range entries {
-		if e.Position > hurried {
-			return true
-		}
-	}
-	return false
 }
 
 type userTarget struct{ user, target id.UserID }
 
-// enqueue has a question asked, unless the same is under way.
+// enqueue has a question asked, without what is being asked already.
 func (a *Announcer) enqueue(q question) {
-	targets := make([]id.UserID, 0, len(q.targets))
-	for _, target := range q.targets {
-		if _, busy := a.asking.LoadOrStore(userTarget{q.user, target}, struct{}{}); !busy || q.explore {
-			targets = append(targets, target)
-		}
+	queue := a.asks
+	if q.explore {
+		queue = a.explores
+	} else {
+		q.about = slices.DeleteFunc(q.about, func(one store.Announcement) bool {
+			_, busy := a.asking.LoadOrStore(userTarget{q.user, one.Target}, struct{}{})
+			return busy
+		})
 	}
-	if len(targets) == 0 {
+	if len(q.about) == 0 {
 		return
 	}
-	q.targets = targets
+	a.underway.Add(1)
 	select {
-	case a.asks <- q:
+	case queue <- q:
 	default:
+		a.underway.Done()
 		a.answered(q)
 	}
 }
 
 func (a *Announcer) answered(q question) {
-	for _, target := range q.targets {
-		a.asking.Delete(userTarget{q.user, target})
+	if q.explore {
+		return
+	}
+	for _, one := range q.about {
+		a.asking.Delete(userTarget{q.user, one.Target})
 	}
 }
 
@@ -226,9 +241,7 @@ func (a *Announcer) Acked(who freshen.Requester, targets []id.UserID, position i
 	d := a.device(who)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !d.loaded {
-		return // a duplicate later, no more
-	}
+	d.usedAt = a.now()
 	found, _ := a.stream.above(d.floor, who.UserID)
 	if len(found) == 0 {
 		return
@@ -242,10 +255,13 @@ func (a *Announcer) Acked(who freshen.Requester, targets []id.UserID, position i
 			d.ack(target, position)
 		}
 	}
-	d.owed(a.stream, a.rooms.Known)
+	if d.loaded {
+		d.owed(a.stream, a.rooms.KnownSince)
+	}
 }
 
-// Pending says which of the targets an announcement is still on its way to the device for.
+// Pending says whether an announcement of any of the targets may still be on its way to the device, so that a
+// /keys/query about them is worth telling [Announcer.Acked] about.
 func (a *Announcer) Pending(who freshen.Requester, targets []id.UserID) bool {
 	if a.stream.position() == 0 {
 		return false

@@ -29,12 +29,16 @@ type device struct {
 	// floor: everything up to this position is acknowledged or does not concern the user.
 	floor int64
 	// above: what is acknowledged of single targets beyond the floor.
-	above     map[id.UserID]int64
+	above map[id.UserID]int64
+	// relevant: which positions of single targets have been found to concern the user. That is decided once, so that
+	// what a lost response carried is carried again whatever has been forgotten about rooms.
+	relevant  map[id.UserID]int64
 	responses []response
 	carries   map[id.UserID]carry
-	// hurried is the highest position that a response was hurried for.
-	hurried int64
+	// hurried: the positions of single targets that a response has brought, in time or not, so that no other is hurried.
+	hurried map[id.UserID]int64
 	polls   map[*Poll]struct{}
+	begun   int64 // polls, ever
 	dirty   bool
 	usedAt  time.Time
 	savedAt time.Time
@@ -46,10 +50,10 @@ type Entry struct {
 	Position int64
 }
 
-// response is one that carried something: for which since, and with which next_batch.
+// response is one that carried something and moved the token to nextBatch.
 type response struct {
-	since, nextBatch string
-	entries          []Entry
+	nextBatch string
+	entries   []Entry
 }
 
 // carry counts how often an announcement was carried under one token.
@@ -60,15 +64,27 @@ type carry struct {
 }
 
 func newDevice(who freshen.Requester) *device {
-	return &device{who: who, above: map[id.UserID]int64{}, carries: map[id.UserID]carry{}, polls: map[*Poll]struct{}{}}
+	return &device{
+		who: who, above: map[id.UserID]int64{}, relevant: map[id.UserID]int64{}, carries: map[id.UserID]carry{},
+		hurried: map[id.UserID]int64{}, polls: map[*Poll]struct{}{},
+	}
 }
 
-// known says whether user is known to share a room with target.
-type known func(user, target id.UserID) (shares, known bool)
+// settle takes over what the database has. What was acknowledged before it was there stays.
+func (d *device) settle(position store.DevicePosition) {
+	d.floor, d.savedAt, d.loaded = position.Acked, position.SeenAt, true
+	for target, acked := range position.Above {
+		d.above[target] = max(d.above[target], acked)
+	}
+	d.forget()
+}
 
-// owed works out what the device is owed, one entry a target, and which targets it cannot tell about yet. On the way
-// it raises the floor over what is settled.
-func (d *device) owed(s *stream, ask known) (entries []Entry, unknown []id.UserID) {
+// known says whether user is known to share a room with target, as of since.
+type known func(user, target id.UserID, since time.Time) (shares, known bool)
+
+// owed works out what the device is owed, one entry a target, and what it cannot tell about yet. On the way it raises
+// the floor over what is settled.
+func (d *device) owed(s *stream, ask known) (entries []Entry, unknown []store.Announcement) {
 	found, head := s.above(d.floor, d.who.UserID)
 	settled := head
 	byTarget := map[id.UserID]int{}
@@ -76,13 +92,10 @@ func (d *device) owed(s *stream, ask known) (entries []Entry, unknown []id.UserI
 		if d.above[a.Target] >= a.Position {
 			continue
 		}
-		shares, sure := true, true
-		if a.Audience == "" {
-			shares, sure = ask(d.who.UserID, a.Target)
-		}
+		shares, sure := d.concerns(a, ask)
 		switch {
 		case !sure:
-			unknown = append(unknown, a.Target)
+			unknown = append(unknown, a)
 		case !shares:
 			continue
 		default:
@@ -96,17 +109,39 @@ func (d *device) owed(s *stream, ask known) (entries []Entry, unknown []id.UserI
 		settled = min(settled, a.Position-1)
 	}
 	d.raise(settled)
+	// Who hears of a later change of the same target need not be asked about.
+	unknown = slices.DeleteFunc(unknown, func(a store.Announcement) bool {
+		i, ok := byTarget[a.Target]
+		return ok && entries[i].Position > a.Position
+	})
 	return entries, unknown
+}
+
+func (d *device) concerns(a store.Announcement, ask known) (concerns, sure bool) {
+	if a.Audience != "" || d.relevant[a.Target] >= a.Position {
+		return true, true
+	}
+	concerns, sure = ask(d.who.UserID, a.Target, a.At)
+	if concerns && sure {
+		d.relevant[a.Target] = a.Position
+	}
+	return concerns, sure
 }
 
 // raise lifts the floor and forgets what it covers.
 func (d *device) raise(floor int64) {
-	if floor <= d.floor {
-		return
+	if floor > d.floor {
+		d.floor, d.dirty = floor, true
+		d.forget()
 	}
-	d.floor, d.dirty = floor, true
-	maps.DeleteFunc(d.above, func(_ id.UserID, acked int64) bool { return acked <= floor })
-	maps.DeleteFunc(d.carries, func(_ id.UserID, c carry) bool { return c.position <= floor })
+}
+
+func (d *device) forget() {
+	covered := func(_ id.UserID, position int64) bool { return position <= d.floor }
+	maps.DeleteFunc(d.above, covered)
+	maps.DeleteFunc(d.relevant, covered)
+	maps.DeleteFunc(d.hurried, covered)
+	maps.DeleteFunc(d.carries, func(target id.UserID, c carry) bool { return covered(target, c.position) })
 }
 
 func (d *device) ack(target id.UserID, position int64) {
@@ -117,21 +152,32 @@ func (d *device) ack(target id.UserID, position int64) {
 	}
 }
 
-// syncedWith learns from the since of a request which response has arrived.
+// syncedWith learns from the since of a request which response has arrived. Where several ended in that token, it is
+// not known which of them did: what all of them carried has.
 func (d *device) syncedWith(since string) {
 	if since == "" {
 		return
 	}
-	for i, r := range slices.Backward(d.responses) {
-		if r.nextBatch != since || r.since == since {
+	var arrived map[id.UserID]int64
+	last := -1
+	for i, r := range d.responses {
+		if r.nextBatch != since {
 			continue
 		}
+		carried := make(map[id.UserID]int64, len(r.entries))
 		for _, e := range r.entries {
-			d.ack(e.Target, e.Position)
+			if last < 0 {
+				carried[e.Target] = e.Position
+			} else if position, ok := arrived[e.Target]; ok {
+				carried[e.Target] = min(position, e.Position)
+			}
 		}
-		d.responses = slices.Delete(d.responses, 0, i+1)
-		return
+		arrived, last = carried, i
 	}
+	for target, position := range arrived {
+		d.ack(target, position)
+	}
+	d.responses = slices.Delete(d.responses, 0, last+1)
 }
 
 // carried records that a response with these entries went out whole.
@@ -153,7 +199,51 @@ func (d *device) carried(entries []Entry, since, nextBatch string) {
 	if len(d.responses) >= maxResponses {
 		d.responses = slices.Delete(d.responses, 0, 1)
 	}
-	d.responses = append(d.responses, response{since: since, nextBatch: nextBatch, entries: entries})
+	d.responses = append(d.responses, response{nextBatch: nextBatch, entries: entries})
+}
+
+// toWake chooses which poll's answer is to be hurried for these entries: the newest, since an older one may be left
+// over from a connection that broke. There is none if nothing is new, or if a response that will bring it is on its way.
+func (d *device) toWake(entries []Entry) *Poll {
+	if !slices.ContainsFunc(entries, d.isNew) {
+		return nil
+	}
+	var newest *Poll
+	for p := range d.polls {
+		switch {
+		case p.first, p.answered:
+		case p.woken:
+			return nil
+		case newest == nil || p.number > newest.number:
+			newest = p
+		}
+	}
+	if newest != nil {
+		newest.woken = true
+	}
+	return newest
+}
+
+func (d *device) isNew(e Entry) bool {
+	if e.Position <= d.hurried[e.Target] {
+		return false
+	}
+	for p := range d.polls {
+		if slices.ContainsFunc(p.carrying, func(c Entry) bool { return c.Target == e.Target && c.Position >= e.Position }) {
+			return false
+		}
+	}
+	return true
+}
+
+// newest is the device's latest poll; nil if it has none.
+func (d *device) newest() (newest *Poll) {
+	for p := range d.polls {
+		if newest == nil || p.number > newest.number {
+			newest = p
+		}
+	}
+	return newest
 }
 
 func (d *device) snapshot(now time.Time) store.DevicePosition {

@@ -18,5 +18,20 @@
 // Acknowledgements are written behind, every second: losing them repeats an entry, which costs a client one query, and
 // misses none. What was carried is known in memory alone, for the same reason.
 //
-// Lock order: Announcer.mu before device.mu. Neither is held while asking the database or the homeserver.
+// What holds, and is tested against a model:
+//
+//   - A relevant announcement is carried by every response to the device until it is acknowledged.
+//   - It is not carried after an acknowledgement, as long as the process lives; an acknowledgement that was not saved
+//     repeats it after a restart, and misses nothing.
+//   - It is never carried to a user whom it does not concern. Whether it does is decided once for each announcement and
+//     device; a "no" counts only if it was asked for after the announcement.
+//   - At most one response is hurried for an announcement and a device, unless that one failed to go out.
+//   - What is above the floor of a device and not known to be irrelevant keeps the floor down.
+//
+// Downsides: under a token that stands still, three responses that all get lost count as heard. Where the homeserver has
+// no mutual_rooms, who joins a room within minutes after its members were asked for may not count as a member of it. A
+// device whose positions were pruned hears of everything in the stream again.
+//
+// Lock order: Announcer.mu before device.mu; the stream's lock is a leaf. None is held while asking the database or the
+// homeserver, or while a poll is woken.
 package announce

@@ -1,65 +1,62 @@
 package announce
 
 import (
-	"sync/atomic"
-
 	"freshen"
 	"freshen/internal/homeserver"
 )
 
-// Poll is one /sync request of a device while it is being answered.
+// Poll is one /sync request of a device while it is being answered. Fields below wake are guarded by device.mu.
 type Poll struct {
 	a     *Announcer
 	d     *device
 	cred  homeserver.Credentials
 	since string
 	first bool // no since: such a response carries no device lists, and acknowledges nothing
-	wakes func()
-	woken atomic.Bool
+	wake  func()
+
+	number   int64 // counts the device's polls
+	woken    bool
+	answered bool    // the response has begun: what it carries is settled
+	carrying []Entry // by a response that is on its way
 }
 
 // Begin registers a poll. since is the request's token, "" for a first sync; wake is called at most once, from another
 // goroutine or before Begin returns, when the answer should be hurried. End must be called once the answer is out.
 func (a *Announcer) Begin(who freshen.Requester, cred homeserver.Credentials, since string, wake func()) *Poll {
-	p := &Poll{a: a, cred: cred, since: since, first: since == "", wakes: wake}
+	p := &Poll{a: a, cred: cred, since: since, first: since == "", wake: wake}
 	a.mu.Lock()
 	d := a.deviceLocked(who)
 	p.d = d
 	d.mu.Lock()
 	a.mu.Unlock()
+	d.begun++
+	p.number = d.begun
 	d.polls[p] = struct{}{}
 	d.usedAt = a.now()
-	if d.failed {
-		d.failed = false
-		d.mu.Unlock()
-		a.load(d)
-		d.mu.Lock()
-	}
+	again := d.failed
+	d.failed = false
 	if d.loaded {
 		d.syncedWith(since)
 	}
 	d.mu.Unlock()
-	a.consider(d)
+	if again {
+		a.load(d)
+	}
+	a.consider(d, question{})
 	return p
 }
 
-func (p *Poll) wake() {
-	if p.woken.CompareAndSwap(false, true) {
-		p.wakes()
-	}
-}
-
-// Owed is what this poll's response is to carry, as far as that is known now.
+// Owed is what this poll's response is to carry, as far as that is known now. It is asked once, when the response
+// begins.
 func (p *Poll) Owed() []Entry {
-	if p.first {
-		return nil
-	}
 	p.d.mu.Lock()
 	defer p.d.mu.Unlock()
-	if !p.d.loaded {
+	p.answered = true
+	if p.first || !p.d.loaded {
 		return nil
 	}
-	entries, _ := p.d.owed(p.a.stream, p.a.rooms.Known)
+	entries, _ := p.d.owed(p.a.stream, p.a.rooms.KnownSince)
+	p.carrying = entries
 	return entries
 }
 
@@ -72,19 +69,19 @@ func (p *Poll) Delivered(entries []Entry, nextBatch string) {
 	p.d.mu.Lock()
 	defer p.d.mu.Unlock()
 	for _, e := range entries {
-		p.d.hurried = max(p.d.hurried, e.Position)
+		p.d.hurried[e.Target] = max(p.d.hurried[e.Target], e.Position)
 	}
-	if nextBatch == "" {
-		return
+	if nextBatch != "" {
+		p.d.carried(entries, p.since, nextBatch)
 	}
-	p.d.carried(entries, p.since, nextBatch)
-	p.d.owed(p.a.stream, p.a.rooms.Known)
+	p.d.owed(p.a.stream, p.a.rooms.KnownSince)
 }
 
-// End is called once the response is out, or has failed.
+// End is called once the response is out, or has failed: then another poll of the device takes its place.
 func (p *Poll) End() {
 	p.d.mu.Lock()
-	defer p.d.mu.Unlock()
 	delete(p.d.polls, p)
 	p.d.usedAt = p.a.now()
+	p.d.mu.Unlock()
+	p.a.consider(p.d, question{})
 }

@@ -2,8 +2,8 @@ package announce
 
 import (
 	"context"
-	"errors"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,40 +27,68 @@ func (a *Announcer) Run(ctx context.Context) {
 // answer asks about users' rooms and then has those users' polls look again.
 func (a *Announcer) answer(ctx context.Context) {
 	for {
-		var q question
-		select {
-		case q = <-a.asks:
-		case <-ctx.Done():
+		q, ok := a.nextQuestion(ctx)
+		if !ok {
 			return
 		}
+		q.askedAt = a.now()
 		concerned, err := a.ask(ctx, q)
 		a.answered(q)
-		if err != nil {
-			if ctx.Err() == nil && !errors.Is(err, context.Canceled) {
-				a.log.Warn("the homeserver did not say with whom a user shares rooms; asking again at their next poll",
-					"user", q.user, "err", err)
-			}
-			continue
+		if err != nil && ctx.Err() == nil {
+			a.log.Warn("the homeserver did not say with whom a user shares rooms; asking again at their next poll",
+				"user", q.user, "err", err)
 		}
-		a.reconsider(func(user id.UserID) bool { return concerned[user] })
+		a.reconsider(func(user id.UserID) bool { return concerned[user] }, q)
+		a.underway.Done()
 	}
 }
 
+func (a *Announcer) nextQuestion(ctx context.Context) (q question, ok bool) {
+	select {
+	case q = <-a.explores:
+		return q, true
+	default:
+	}
+	select {
+	case q = <-a.explores:
+	case q = <-a.asks:
+	case <-ctx.Done():
+		return question{}, false
+	}
+	return q, true
+}
+
+// ask puts the question, as far as the answer has not become known by itself. It names those whom it has told about,
+// also with an error.
 func (a *Announcer) ask(ctx context.Context, q question) (concerned map[id.UserID]bool, err error) {
 	concerned = map[id.UserID]bool{q.user: true}
-	if !q.explore {
-		return concerned, a.rooms.Resolve(ctx, q.user, q.cred, q.targets)
-	}
-	for _, target := range q.targets {
-		locals, err := a.rooms.Neighbours(ctx, q.user, q.cred, target)
-		if err != nil {
-			return nil, err
+	if q.explore {
+		for _, one := range q.about {
+			locals, err := a.rooms.Neighbours(ctx, q.user, q.cred, one.Target)
+			for _, local := range locals {
+				concerned[local] = true
+			}
+			if err != nil {
+				return concerned, err
+			}
 		}
-		for _, local := range locals {
-			concerned[local] = true
+		return concerned, nil
+	}
+	var since time.Time
+	var targets []id.UserID
+	for _, one := range q.about {
+		if _, known := a.rooms.KnownSince(q.user, one.Target, one.At); known {
+			continue
+		}
+		targets = append(targets, one.Target)
+		if one.At.After(since) {
+			since = one.At
 		}
 	}
-	return concerned, nil
+	if len(targets) == 0 {
+		return concerned, nil
+	}
+	return concerned, a.rooms.Resolve(ctx, q.user, q.cred, targets, since)
 }
 
 func (a *Announcer) loadLoop(ctx context.Context) {
@@ -71,23 +99,26 @@ func (a *Announcer) loadLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		position, err := a.store.DevicePosition(ctx, d.who.UserID, d.who.DeviceID)
-		d.mu.Lock()
-		if err != nil {
-			d.failed = true
-		} else {
-			d.floor, d.above = position.Acked, position.Above
-			d.savedAt = position.SeenAt
-			d.loaded = true
-		}
-		d.mu.Unlock()
-		if err != nil {
-			if ctx.Err() == nil {
-				a.log.Error("cannot read what a device has acknowledged; announcements to it wait for its next poll", "user", d.who.UserID, "err", err)
-			}
-			continue
-		}
-		a.consider(d)
+		a.loadOne(ctx, d)
+		a.underway.Done()
+	}
+}
+
+func (a *Announcer) loadOne(ctx context.Context, d *device) {
+	position, err := a.store.DevicePosition(ctx, d.who.UserID, d.who.DeviceID)
+	d.mu.Lock()
+	if err != nil {
+		d.failed = true
+	} else {
+		d.settle(position)
+	}
+	d.mu.Unlock()
+	if err == nil {
+		a.consider(d, question{})
+		return
+	}
+	if ctx.Err() == nil {
+		a.log.Error("cannot read what a device has acknowledged; announcements to it wait for its next poll", "user", d.who.UserID, "err", err)
 	}
 }
 
@@ -120,28 +151,45 @@ func (a *Announcer) flushLast(ctx context.Context) {
 	a.flush(ctx)
 }
 
-// flush saves what devices have acknowledged, and forgets those that do not sync any more.
+// flush saves what devices have acknowledged, and then forgets those that do not sync any more.
 func (a *Announcer) flush(ctx context.Context) {
 	now := a.now()
 	var changed []*device
-	var positions []store.DevicePosition
 	for _, d := range a.all() {
 		d.mu.Lock()
-		switch {
-		case !d.loaded:
-		case d.dirty, len(d.polls) > 0 && now.Sub(d.savedAt) > seenEvery:
-			d.dirty = false
+		seen := d.usedAt
+		if len(d.polls) > 0 {
+			seen = now
+		}
+		if d.loaded && (d.dirty || seen.Sub(d.savedAt) > seenEvery) {
 			changed = append(changed, d)
-			positions = append(positions, d.snapshot(now))
 		}
 		d.mu.Unlock()
 	}
-	a.evict(now)
-	err := a.store.SavePositions(ctx, positions)
-	if err != nil && ctx.Err() == nil {
-		a.log.Error("could not save what devices have acknowledged; trying again", "devices", len(positions), "err", err)
+	var failed error
+	// In parts, so that a promise to a client that waits for the same database does not wait for all devices.
+	for part := range slices.Chunk(changed, savedAtOnce) {
+		if failed = a.save(ctx, part, now); failed != nil {
+			break
+		}
 	}
-	for _, d := range changed {
+	if failed != nil && !a.failing {
+		a.log.Error("could not save what devices have acknowledged; trying again every second", "devices", len(changed), "err", failed)
+	}
+	a.failing = failed != nil
+	a.evict(now)
+}
+
+func (a *Announcer) save(ctx context.Context, devices []*device, now time.Time) error {
+	positions := make([]store.DevicePosition, len(devices))
+	for i, d := range devices {
+		d.mu.Lock()
+		d.dirty = false
+		positions[i] = d.snapshot(now)
+		d.mu.Unlock()
+	}
+	err := a.store.SavePositions(ctx, positions)
+	for _, d := range devices {
 		d.mu.Lock()
 		if err != nil {
 			d.dirty = true
@@ -150,15 +198,21 @@ func (a *Announcer) flush(ctx context.Context) {
 		}
 		d.mu.Unlock()
 	}
+	return err
 }
 
-// evict forgets devices that have not synced for a while; the database has them.
+// evict forgets devices that have not synced for a while; the database has them, or is away.
 func (a *Announcer) evict(now time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	maps.DeleteFunc(a.devices, func(_ freshen.Requester, d *device) bool {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		return d.loaded && !d.dirty && len(d.polls) == 0 && now.Sub(d.usedAt) > idleAfter
+		idle := now.Sub(d.usedAt)
+		// What was carried is known in memory alone: a client that slept over it may still acknowledge it.
+		if len(d.responses)+len(d.carries) > 0 && idle <= idleCarrying {
+			return false
+		}
+		return (d.failed || d.loaded && !d.dirty) && len(d.polls) == 0 && idle > idleAfter
 	})
 }

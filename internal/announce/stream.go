@@ -23,17 +23,20 @@ type stream struct {
 type subject struct{ target, audience id.UserID }
 
 func newStream(all []store.Announcement, head int64) *stream {
-	s := &stream{current: make(map[subject]int64, len(all)), head: head}
+	s := &stream{current: make(map[subject]int64, len(all))}
 	s.add(all)
-	s.head = head
+	s.head = max(s.head, head)
 	return s
 }
 
-// add appends announcements, whose positions come in order.
+// add appends announcements, whose positions come in order. What it has already is passed over.
 func (s *stream) add(all []store.Announcement) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, a := range all {
+		if a.Position <= s.head {
+			continue
+		}
 		s.entries = append(s.entries, a)
 		s.current[subject{a.Target, a.Audience}] = a.Position
 		s.head = a.Position

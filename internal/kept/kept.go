@@ -31,9 +31,10 @@ type Lists struct {
 
 	writes sync.WaitGroup
 
-	mu    sync.RWMutex
-	infos map[id.UserID]store.KeptInfo
-	count atomic.Int64
+	mu     sync.RWMutex
+	infos  map[id.UserID]store.KeptInfo
+	closed bool
+	count  atomic.Int64
 }
 
 // Load reads the index.
@@ -96,13 +97,13 @@ func (l *Lists) Read(ctx context.Context, user id.UserID) (*freshen.DeviceList, 
 // Announced records that the homeserver itself told of changes of these users: what is kept of them may be older than
 // what the homeserver has. It does not wait for the database.
 func (l *Lists) Announced(users []id.UserID) {
-	var fresh []id.UserID
+	var fresh []store.KeptInfo
 	l.mu.Lock()
 	for _, user := range users {
 		if info, ok := l.infos[user]; ok && !info.Suspect {
 			info.Suspect = true
 			l.infos[user] = info
-			fresh = append(fresh, user)
+			fresh = append(fresh, info)
 		}
 	}
 	l.mu.Unlock()
@@ -110,9 +111,13 @@ func (l *Lists) Announced(users []id.UserID) {
 		return
 	}
 	l.background(func(ctx context.Context) {
-		if err := l.store.MarkSuspect(ctx, fresh); err != nil {
+		users := l.stillSuspect(fresh)
+		if len(users) == 0 {
+			return
+		}
+		if err := l.store.MarkSuspect(ctx, users); err != nil {
 			l.log.Error("could not record that kept device lists are suspect; after a restart they count as fresh until they are an hour old",
-				"users", len(fresh), "err", err)
+				"users", len(users), "err", err)
 		}
 	})
 }
@@ -166,6 +171,18 @@ func (l *Lists) sweep(now time.Time) {
 	}
 }
 
+// stillSuspect names those whose list has not been fetched again since it was marked.
+func (l *Lists) stillSuspect(marked []store.KeptInfo) (users []id.UserID) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	for _, info := range marked {
+		if now := l.infos[info.UserID]; now.Suspect && now.FetchedAt.Equal(info.FetchedAt) {
+			users = append(users, info.UserID)
+		}
+	}
+	return users
+}
+
 // Retire drops the list that was fetched at that time: the homeserver says the same, or better, by itself. It does not
 // wait for the database.
 func (l *Lists) Retire(user id.UserID, fetchedAt time.Time) {
@@ -187,7 +204,13 @@ func (l *Lists) Retire(user id.UserID, fetchedAt time.Time) {
 	})
 }
 
+// background writes unless the lists are closed: then the note is lost, and costs a fetch after the restart.
 func (l *Lists) background(write func(context.Context)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return
+	}
 	l.writes.Go(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), writeTimeout)
 		defer cancel()
@@ -195,5 +218,10 @@ func (l *Lists) background(write func(context.Context)) {
 	})
 }
 
-// Close waits for what is still being written. The store must be open.
-func (l *Lists) Close() { l.writes.Wait() }
+// Close waits for what is still being written, and writes no more. The store must be open.
+func (l *Lists) Close() {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	l.writes.Wait()
+}

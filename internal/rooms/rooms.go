@@ -9,6 +9,7 @@ import (
 	"hash/maphash"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/maypok86/otter/v2"
@@ -87,51 +88,77 @@ func New(hs *homeserver.Client, serverName string, now func() time.Time, onShare
 
 // Known says whether user shares a room with target, as far as it is known: it never asks.
 func (r *Rooms) Known(user, target id.UserID) (shares, known bool) {
+	return r.KnownSince(user, target, time.Time{})
+}
+
+// KnownSince is [Rooms.Known] for something that happened at since: a "no" from before that does not count, since the
+// user may have joined the target's room in between. A "yes" does, for minutes.
+func (r *Rooms) KnownSince(user, target id.UserID, since time.Time) (shares, known bool) {
 	v, ok := r.pairs.GetIfPresent(pair{user, target})
-	return v.shares, ok && r.fresh(v.at)
+	if !ok || !r.fresh(v.at) || (!v.shares && v.at.Before(since)) {
+		return false, false
+	}
+	return v.shares, true
 }
 
 func (r *Rooms) fresh(at time.Time) bool { return r.now().Before(at.Add(remember)) }
 
-func (r *Rooms) learn(user, target id.UserID, shares bool) {
-	r.pairs.Set(pair{user, target}, verdict{shares: shares, at: r.now()})
+// learn remembers an answer; at is when its question was put, or before.
+func (r *Rooms) learn(user, target id.UserID, shares bool, at time.Time) {
+	r.pairs.Set(pair{user, target}, verdict{shares: shares, at: at})
 	if shares {
 		r.onShared(target)
 	}
 }
 
-// Shares says whether who shares a room with target, and asks the homeserver if that is not known.
+// Shares says whether who shares a room with target. The homeserver is asked unless it has said yes within minutes: who
+// has just joined the target's room is not to be told no from memory.
 func (r *Rooms) Shares(ctx context.Context, who id.UserID, cred homeserver.Credentials, target id.UserID) (bool, error) {
-	if shares, known := r.Known(who, target); known {
-		return shares, nil
+	if shares, known := r.Known(who, target); known && shares {
+		return true, nil
 	}
-	if err := r.Resolve(ctx, who, cred, []id.UserID{target}); err != nil {
-		return false, err
-	}
-	shares, _ := r.Known(who, target)
-	return shares, nil
+	verdicts, err := r.resolve(ctx, who, cred, []id.UserID{target}, r.now())
+	return verdicts[target], err
 }
 
-// Resolve asks the homeserver, as user, which of the targets they share a room with; then [Rooms.Known] knows.
-func (r *Rooms) Resolve(ctx context.Context, user id.UserID, cred homeserver.Credentials, targets []id.UserID) error {
+// Resolve asks the homeserver, as user, which of the targets they share a room with; then [Rooms.KnownSince] knows for
+// what happened up to since. With an error, it knows of those targets that could be told about.
+//
+// A target who has joined one of the user's rooms within minutes may be missed where the homeserver has no mutual_rooms:
+// the members of rooms are remembered, whoever asks.
+func (r *Rooms) Resolve(ctx context.Context, user id.UserID, cred homeserver.Credentials, targets []id.UserID, since time.Time) error {
+	_, err := r.resolve(ctx, user, cred, targets, since)
+	return err
+}
+
+func (r *Rooms) resolve(ctx context.Context, user id.UserID, cred homeserver.Credentials, targets []id.UserID, since time.Time) (map[id.UserID]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
+	verdicts := make(map[id.UserID]bool, len(targets))
+	decide := func(target id.UserID, shares bool, at time.Time) {
+		verdicts[target] = shares
+		r.learn(user, target, shares, at)
+	}
 	// One question per target is cheap for a few of them; for many, or where the homeserver cannot answer it, the
 	// members of the user's rooms tell about all targets at once.
+	left := targets
+	var failed error
 	if len(targets) <= atOnce {
-		err := r.resolveMutual(ctx, user, cred, targets)
-		if err == nil || !refused(err) {
-			return err
+		left, failed = r.resolveMutual(ctx, cred, targets, decide)
+	}
+	if len(left) == 0 {
+		return verdicts, failed
+	}
+	shared, at, err := r.sharedRooms(ctx, user, cred, left, since)
+	for _, target := range left {
+		if shares := len(shared[target]) > 0; shares || err == nil {
+			decide(target, shares, at)
 		}
 	}
-	shared, err := r.sharedRooms(ctx, user, cred, targets)
-	if err != nil {
-		return err
+	if err == nil {
+		err = failed
 	}
-	for _, target := range targets {
-		r.learn(user, target, len(shared[target]) > 0)
-	}
-	return nil
+	return verdicts, err
 }
 
 // refused says that mutual_rooms is not to be had: the homeserver lacks it, or refuses it to this user (an appservice,
@@ -141,103 +168,133 @@ func refused(err error) bool {
 	return errors.Is(err, homeserver.ErrUnrecognized) || (errors.As(err, &answer) && answer.Status != http.StatusTooManyRequests)
 }
 
-func (r *Rooms) resolveMutual(ctx context.Context, user id.UserID, cred homeserver.Credentials, targets []id.UserID) error {
-	for _, target := range targets {
-		rooms, err := r.mutualRooms(ctx, cred, target)
-		if err != nil {
-			return err
-		}
-		r.learn(user, target, len(rooms) > 0)
+// resolveMutual asks about each target by itself, so that one whom the homeserver chokes on holds up no other. left are
+// those whom it does not answer about in this way.
+func (r *Rooms) resolveMutual(ctx context.Context, cred homeserver.Credentials, targets []id.UserID, decide func(id.UserID, bool, time.Time)) (left []id.UserID, failed error) {
+	type answer struct {
+		rooms []id.RoomID
+		at    time.Time
+		err   error
 	}
-	return nil
+	answers := make([]answer, len(targets))
+	var wg sync.WaitGroup
+	for i, target := range targets {
+		wg.Go(func() {
+			a := &answers[i]
+			a.at = r.now()
+			a.rooms, a.err = r.mutualRooms(ctx, cred, target)
+		})
+	}
+	wg.Wait()
+	for i, a := range answers {
+		switch {
+		case a.err == nil:
+			decide(targets[i], len(a.rooms) > 0, a.at)
+		case refused(a.err):
+			left = append(left, targets[i])
+		default:
+			failed = a.err
+		}
+	}
+	return left, failed
 }
 
 // Neighbours finds the local users who are in a room that user shares with target, which settles [Rooms.Known] for
-// each of them.
+// each of them. With an error, it names those found all the same.
 func (r *Rooms) Neighbours(ctx context.Context, user id.UserID, cred homeserver.Credentials, target id.UserID) ([]id.UserID, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
+	at := r.now()
 	shared, err := r.mutualRooms(ctx, cred, target)
 	if err != nil && refused(err) {
 		var byTarget map[id.UserID][]id.RoomID
-		byTarget, err = r.sharedRooms(ctx, user, cred, []id.UserID{target})
+		byTarget, at, err = r.sharedRooms(ctx, user, cred, []id.UserID{target}, at)
 		shared = byTarget[target]
 	}
-	if err != nil {
-		return nil, err
+	if len(shared) > 0 || err == nil {
+		r.learn(user, target, len(shared) > 0, at)
 	}
-	r.learn(user, target, len(shared) > 0)
 	var locals []id.UserID
 	for _, room := range shared {
-		m, err := r.roomMembers(ctx, cred, room)
-		if err != nil {
-			return nil, err
+		m, roomErr := r.roomMembers(ctx, cred, room)
+		if roomErr != nil {
+			err = roomErr
+			break
 		}
 		locals = append(locals, m.locals...)
 	}
 	slices.Sort(locals)
 	locals = slices.Compact(locals)
 	for _, local := range locals {
-		r.learn(local, target, true)
+		if local != target {
+			r.learn(local, target, true, at)
+		}
 	}
-	return locals, nil
+	return locals, err
 }
 
-// sharedRooms tells, of each target, the user's rooms that it is in.
-func (r *Rooms) sharedRooms(ctx context.Context, user id.UserID, cred homeserver.Credentials, targets []id.UserID) (map[id.UserID][]id.RoomID, error) {
-	rooms, err := r.joinedRooms(ctx, user, cred)
+// sharedRooms tells, of each target, the user's rooms that it is in, and when it was asked which rooms those are: not
+// before since. With an error, it tells of the rooms whose members are known.
+func (r *Rooms) sharedRooms(ctx context.Context, user id.UserID, cred homeserver.Credentials, targets []id.UserID, since time.Time) (shared map[id.UserID][]id.RoomID, at time.Time, err error) {
+	joined, err := r.joinedRooms(ctx, user, cred, since)
 	if err != nil {
-		return nil, err
+		return nil, time.Time{}, err
 	}
-	found := make([]members, len(rooms))
+	found := make([]members, len(joined.rooms))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(atOnce)
-	for i, room := range rooms {
+	for i, room := range joined.rooms {
 		group.Go(func() (err error) {
 			found[i], err = r.roomMembers(ctx, cred, room)
 			return err
 		})
 	}
-	if err := group.Wait(); err != nil {
-		return nil, err
-	}
-	shared := make(map[id.UserID][]id.RoomID, len(targets))
+	err = group.Wait()
+	shared = make(map[id.UserID][]id.RoomID, len(targets))
 	for _, target := range targets {
 		hash := maphash.String(r.seed, string(target))
 		for i, m := range found {
 			if _, in := slices.BinarySearch(m.hashes, hash); in {
-				shared[target] = append(shared[target], rooms[i])
+				shared[target] = append(shared[target], joined.rooms[i])
 			}
 		}
 	}
-	return shared, nil
+	return shared, joined.at, err
 }
 
-func (r *Rooms) joinedRooms(ctx context.Context, user id.UserID, cred homeserver.Credentials) ([]id.RoomID, error) {
-	if j, ok := r.joined.GetIfPresent(user); ok && r.fresh(j.at) {
-		return j.rooms, nil
+func (r *Rooms) joinedRooms(ctx context.Context, user id.UserID, cred homeserver.Credentials, since time.Time) (joinedRooms, error) {
+	if j, ok := r.joined.GetIfPresent(user); ok && r.fresh(j.at) && !j.at.Before(since) {
+		return j, nil
 	}
+	at := r.now()
 	rooms, err := question(ctx, r, func() ([]id.RoomID, error) { return r.hs.JoinedRooms(ctx, cred) })
 	if err != nil {
-		return nil, err
+		return joinedRooms{}, err
 	}
-	r.joined.Set(user, joinedRooms{rooms: rooms, at: r.now()})
-	return rooms, nil
+	j := joinedRooms{rooms: rooms, at: at}
+	r.joined.Set(user, j)
+	return j, nil
 }
 
 func (r *Rooms) mutualRooms(ctx context.Context, cred homeserver.Credentials, target id.UserID) ([]id.RoomID, error) {
 	return question(ctx, r, func() ([]id.RoomID, error) { return r.hs.MutualRooms(ctx, cred, target) })
 }
 
+// roomMembers tells who is in a room that the asking user is in. A room that they have left meanwhile has nobody in it
+// for them; that is not remembered, since others are still there.
 func (r *Rooms) roomMembers(ctx context.Context, cred homeserver.Credentials, room id.RoomID) (members, error) {
 	if m, ok := r.members.GetIfPresent(room); ok && r.fresh(m.at) {
 		return m, nil
 	}
+	at := r.now()
 	users, err := question(ctx, r, func() ([]id.UserID, error) { return r.hs.JoinedMembers(ctx, cred, room) })
+	if outside(err) {
+		return members{}, nil
+	}
 	if err != nil {
 		return members{}, err
 	}
-	m := members{hashes: make([]uint64, len(users)), at: r.now()}
+	m := members{hashes: make([]uint64, len(users)), at: at}
 	for i, user := range users {
 		m.hashes[i] = maphash.String(r.seed, string(user))
 		if freshen.Destination(user) == r.serverName && len(m.locals) < maxLocals {
@@ -247,6 +304,12 @@ func (r *Rooms) roomMembers(ctx context.Context, cred homeserver.Credentials, ro
 	slices.Sort(m.hashes)
 	r.members.Set(room, m)
 	return m, nil
+}
+
+// outside says that the homeserver refuses a room's members because the user is not in it, or it is gone.
+func outside(err error) bool {
+	var answer *homeserver.AnswerError
+	return errors.As(err, &answer) && (answer.Status == http.StatusForbidden || answer.Status == http.StatusNotFound)
 }
 
 // question waits for its turn to ask the homeserver.

@@ -1,0 +1,191 @@
+package kept_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"maunium.net/go/mautrix/id"
+
+	"freshen"
+	"freshen/internal/kept"
+	"freshen/internal/store"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const bob, dave = id.UserID("@bob:b.org"), id.UserID("@dave:b.org")
+
+var start = time.UnixMilli(1_700_000_000_000)
+
+func open(t *testing.T) (*store.Store, *kept.Lists) {
+	t.Helper()
+	s, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "freshen.db"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := load(t, s)
+	s.OnCommit(func(c store.Committed) { l.Put(c.Kept) })
+	t.Cleanup(func() {
+		l.Close()
+		if err := s.Ready(context.Background()); err != nil {
+			return // the test has closed it
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s, l
+}
+
+func load(t *testing.T, s *store.Store) *kept.Lists {
+	t.Helper()
+	l, err := kept.Load(t.Context(), s, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func keep(t *testing.T, s *store.Store, user id.UserID, at time.Time) {
+	t.Helper()
+	list, err := freshen.ParseDeviceList(fmt.Appendf(nil, `{"user_id":%q,"stream_id":1,"devices":[]}`, user), user)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Keep(t.Context(), store.Fetched{List: list, At: at}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// The index must say what the database holds, or a list is not served, or looked for in vain on every query.
+func TestTheIndexFollowsTheDatabase(t *testing.T) {
+	s, l := open(t)
+	if !l.None() || l.Has(bob) || len(l.Users()) != 0 {
+		t.Error("an empty database has lists")
+	}
+	keep(t, s, bob, start)
+	info, ok := l.Info(bob)
+	if l.None() || !ok || !info.FetchedAt.Equal(start) || info.Suspect || l.Has(dave) || len(l.Users()) != 1 {
+		t.Errorf("after one was kept: %+v %v", info, ok)
+	}
+	if list, err := l.Read(t.Context(), bob); err != nil || list == nil || list.UserID != bob {
+		t.Errorf("read %v (%v)", list, err)
+	}
+	if again := load(t, s); again.None() || !again.Has(bob) {
+		t.Error("a restart loses the list")
+	}
+	l.Retire(bob, start)
+	if !l.None() || l.Has(bob) {
+		t.Error("a retired list is still in the index")
+	}
+	l.Close()
+	if !load(t, s).None() {
+		t.Error("a retired list is back after a restart")
+	}
+	if list, err := l.Read(t.Context(), bob); list != nil || err != nil {
+		t.Errorf("read a retired list: %v (%v)", list, err)
+	}
+}
+
+// A list that the homeserver has overtaken is doubted until it is fetched again, also over a restart.
+func TestSuspicion(t *testing.T) {
+	s, l := open(t)
+	keep(t, s, bob, start)
+	l.Announced([]id.UserID{bob, dave, bob})
+	if info, _ := l.Info(bob); !info.Suspect || l.Has(dave) {
+		t.Error("what the homeserver announced is not suspect, or somebody else is")
+	}
+	keep(t, s, bob, start.Add(time.Minute))
+	if info, _ := l.Info(bob); info.Suspect {
+		t.Error("a list that was fetched again is suspect")
+	}
+	l.Announced([]id.UserID{bob})
+	l.Close()
+	if info, _ := load(t, s).Info(bob); !info.Suspect {
+		t.Error("the suspicion is gone after a restart")
+	}
+}
+
+// The homeserver healed as of an older list; a newer one that came meanwhile must stay.
+func TestRetiringSparesANewerList(t *testing.T) {
+	s, l := open(t)
+	keep(t, s, bob, start)
+	keep(t, s, bob, start.Add(time.Second))
+	l.Retire(bob, start)
+	l.Retire(dave, start)
+	l.Close()
+	for _, index := range []*kept.Lists{l, load(t, s)} {
+		if info, ok := index.Info(bob); !ok || !info.FetchedAt.Equal(start.Add(time.Second)) {
+			t.Errorf("the newer list is gone: %+v %v", info, ok)
+		}
+	}
+}
+
+// Each user's last list wins, however retiring, doubting and keeping race; and the database says so too.
+func TestRaces(t *testing.T) {
+	s, l := open(t)
+	var wg sync.WaitGroup
+	for i := range 20 {
+		user := id.UserID(fmt.Sprintf("@u%d:b.org", i))
+		wg.Go(func() {
+			for j := range 5 {
+				keep(t, s, user, start.Add(time.Duration(j)*time.Second))
+			}
+		})
+		wg.Go(func() {
+			for j := range 4 { // never the last
+				l.Retire(user, start.Add(time.Duration(j)*time.Second))
+				l.Announced([]id.UserID{user})
+				l.Has(user)
+			}
+		})
+	}
+	wg.Wait()
+	l.Close()
+	for _, index := range []*kept.Lists{l, load(t, s)} {
+		if n := len(index.Users()); n != 20 {
+			t.Errorf("%d lists are left of 20", n)
+		}
+	}
+}
+
+// Requests can outlast the shutdown: what they note then is dropped, and nothing runs on after Close.
+func TestAfterClose(t *testing.T) {
+	s, l := open(t)
+	keep(t, s, bob, start)
+	var wg sync.WaitGroup
+	for range 10 {
+		wg.Go(func() { l.Announced([]id.UserID{bob}); l.Retire(bob, start) })
+		wg.Go(l.Close)
+	}
+	wg.Wait()
+	l.Close()
+	if l.Has(bob) {
+		t.Error("retiring does nothing in memory")
+	}
+}
+
+// A database that is away keeps nobody waiting and loses no list from memory.
+func TestTheDatabaseAway(t *testing.T) {
+	s, l := open(t)
+	keep(t, s, bob, start)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l.Announced([]id.UserID{bob})
+	if !l.Has(bob) {
+		t.Error("the list is gone from the index")
+	}
+	if _, err := l.Read(t.Context(), bob); err == nil {
+		t.Error("a database that is closed was read")
+	}
+	if _, err := kept.Load(context.Background(), s, slog.New(slog.DiscardHandler)); err == nil {
+		t.Error("a database that is closed was loaded")
+	}
+}
