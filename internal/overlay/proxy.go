@@ -122,6 +122,11 @@ func with(r *http.Request, x exchange) *http.Request {
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// Keeps net/http from guessing a type where the homeserver names none.
 	w.Header()["Content-Type"] = nil
+	if r.Body != nil && r.Body != http.NoBody {
+		// Else net/http closes the client's body once the answer begins, and the transport, which may still be looking for
+		// its end, takes that for a broken upload and drops the answer. Writers other than HTTP/1's need none of this.
+		_ = http.NewResponseController(w).EnableFullDuplex()
+	}
 	switch route(r) {
 	case routeSync:
 		p.serveSync(w, r)
