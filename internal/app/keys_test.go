@@ -158,6 +158,8 @@ func TestASuspectListIsFetchedAgain(t *testing.T) {
 	w := running(t, func(c *config.Config) { c.Retry.First, c.Retry.Most = time.Hour, time.Hour })
 	r := w.remote()
 	bob := r.has("bob", "NEW")
+	// Whom a user shares no room with, the homeserver never announces to them, and freshen does not look for.
+	w.hs.SetRoom("!r:x", alice, carol, bob)
 	w.homeserverSays(http.StatusOK, stale(bob))
 	w.refreshed(aliceToken, bob)
 	announced := fmt.Sprintf(`{"next_batch":"s5","device_lists":{"changed":[%q]}}`, bob)
