@@ -440,3 +440,36 @@ func TestVersionsAdvertisesTheFlag(t *testing.T) {
 		t.Errorf("an error was edited: %d %s", r.status, r.body)
 	}
 }
+
+// A homeserver may begin its answer while the client still sends, and still gets the whole body.
+func TestAnAnswerMayBeginDuringTheUpload(t *testing.T) {
+	w, _ := behind(t, func(rw http.ResponseWriter, r *http.Request) {
+		control := http.NewResponseController(rw)
+		if err := control.EnableFullDuplex(); err != nil {
+			t.Error(err)
+		}
+		first := make([]byte, 5)
+		if _, err := io.ReadFull(r.Body, first); err != nil {
+			t.Error(err)
+		}
+		_, _ = fmt.Fprintf(rw, "%s,", first)
+		_ = control.Flush()
+		rest, err := io.ReadAll(r.Body)
+		_, _ = fmt.Fprintf(rw, "%s,%v", rest, err)
+	})
+	conn := dial(t, w.app.Addr().String())
+	_, _ = io.WriteString(conn, "POST /_matrix/x HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\nfirst")
+	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	begun := make([]byte, 6)
+	if _, err := io.ReadFull(response.Body, begun); err != nil {
+		t.Fatalf("the answer's beginning: %q %v", begun, err)
+	}
+	_, _ = io.WriteString(conn, "other")
+	if rest, err := io.ReadAll(response.Body); string(begun)+string(rest) != "first,other,<nil>" {
+		t.Errorf("got %q%q %v", begun, rest, err)
+	}
+}
