@@ -1,7 +1,6 @@
 package app_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -258,7 +257,7 @@ func TestConcurrentRequestsShareOneFetch(t *testing.T) {
 	if n := r.asked.Load(); n != 1 {
 		t.Errorf("%d requests went out, want 1", n)
 	}
-	if !bytes.Contains([]byte(w.log.String()), []byte("caller left")) {
+	if !strings.Contains(w.log.String(), "caller left") {
 		t.Error("the log does not say that a caller left")
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -33,7 +34,7 @@ func (w *world) query(token, body string) reply {
 	if r.err != nil {
 		w.t.Fatalf("the key query broke: %v", r.err)
 	}
-	if length := r.header.Get("Content-Length"); length != "" && length != fmt.Sprint(len(r.body)) {
+	if length := r.header.Get("Content-Length"); length != "" && length != strconv.Itoa(len(r.body)) {
 		w.t.Errorf("Content-Length %s for %d bytes", length, len(r.body))
 	}
 	return r

@@ -17,6 +17,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -249,37 +250,42 @@ func TestLargeBodiesPass(t *testing.T) {
 // What the homeserver has said the client hears at once: each piece arrives before the next is written.
 func TestAnswersStream(t *testing.T) {
 	for _, path := range []string{"/_matrix/x", "/_matrix/client/v3/sync?timeout=30000"} {
-		heard := make(chan struct{})
-		w, _ := behind(t, func(rw http.ResponseWriter, r *http.Request) {
-			if strings.HasSuffix(r.URL.Path, "whoami") {
+		t.Run(path, func(t *testing.T) { streams(t, path) })
+	}
+}
+
+func streams(t *testing.T, path string) {
+	t.Helper()
+	heard := make(chan struct{})
+	w, _ := behind(t, func(rw http.ResponseWriter, r *http.Request) {
+		if strings.HasSuffix(r.URL.Path, "whoami") {
+			return
+		}
+		for _, piece := range []byte(`{"next_batch":"x"}`) {
+			_, _ = rw.Write([]byte{piece})
+			_ = http.NewResponseController(rw).Flush()
+			select {
+			case <-heard:
+			case <-r.Context().Done():
 				return
 			}
-			for _, piece := range []byte(`{"next_batch":"x"}`) {
-				_, _ = rw.Write([]byte{piece})
-				_ = http.NewResponseController(rw).Flush()
-				select {
-				case <-heard:
-				case <-r.Context().Done():
-					return
-				}
-			}
-		})
-		request, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, w.url+path, nil)
-		request.Header.Set("Authorization", "Bearer "+aliceToken)
-		response, err := w.client.Do(request)
-		if err != nil {
-			t.Fatal(err)
 		}
-		defer response.Body.Close()
-		reader := bufio.NewReader(response.Body)
-		for _, want := range []byte(`{"next_batch":"x"}`) {
-			got := make(chan byte, 1)
-			go func() { b, _ := reader.ReadByte(); got <- b }()
-			if b := await(t, got, "a flushed byte"); b != want {
-				t.Fatalf("%s: got %q, want %q", path, b, want)
-			}
-			heard <- struct{}{}
+	})
+	request, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, w.url+path, nil)
+	request.Header.Set("Authorization", "Bearer "+aliceToken)
+	response, err := w.client.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	reader := bufio.NewReader(response.Body)
+	for _, want := range []byte(`{"next_batch":"x"}`) {
+		got := make(chan byte, 1)
+		go func() { b, _ := reader.ReadByte(); got <- b }()
+		if b := await(t, got, "a flushed byte"); b != want {
+			t.Fatalf("%s: got %q, want %q", path, b, want)
 		}
+		heard <- struct{}{}
 	}
 }
 
@@ -433,7 +439,7 @@ func TestVersionsAdvertisesTheFlag(t *testing.T) {
 	if want := `{"versions":["v1.11"], "unstable_features":{"a":false,"org.matrix.msc2638":true}, "x":[1 , 2]}`; r.body != want {
 		t.Errorf("got  %s\nwant %s", r.body, want)
 	}
-	if r.header.Get("Content-Length") != fmt.Sprint(len(r.body)) || r.header.Get("Etag") != "" || !slices.Equal(r.header["Access-Control-Allow-Origin"], []string{"*"}) {
+	if r.header.Get("Content-Length") != strconv.Itoa(len(r.body)) || r.header.Get("Etag") != "" || !slices.Equal(r.header["Access-Control-Allow-Origin"], []string{"*"}) {
 		t.Errorf("headers: %v", r.header)
 	}
 	if r := w.do(t.Context(), http.MethodGet, "/_matrix/client/versions?broken", "", nil); r.body != body || r.status != http.StatusInternalServerError {

@@ -105,7 +105,7 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 		"database's folder is missing": {func(t *testing.T, w *world) {
 			w.cfg.Database.Path = filepath.Join(t.TempDir(), "no", "freshen.db")
 		}, []string{"database:", "folder"}},
-		"database is no database": {func(t *testing.T, w *world) {
+		"database is no database": {func(_ *testing.T, w *world) {
 			w.write(w.cfg.Database.Path, strings.Repeat("this is a text file. ", 100))
 		}, []string{"database:", "cannot be used as an SQLite database"}},
 		"database of another program": {func(t *testing.T, w *world) {
@@ -116,10 +116,10 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 			w.stop()
 			spoilDatabase(t, w, `INSERT INTO goose_db_version (version_id, is_applied) VALUES (999, 1)`)
 		}, []string{"database:", "newer freshen", "999"}},
-		"no signing key": {func(t *testing.T, w *world) { w.cfg.Homeserver.SigningKey = "/nowhere" }, []string{"homeserver.signing_key:", "/nowhere"}},
-		"bad signing key": {func(t *testing.T, w *world) { w.write(w.cfg.Homeserver.SigningKey, "ed25519 1 short") },
+		"no signing key": {func(_ *testing.T, w *world) { w.cfg.Homeserver.SigningKey = "/nowhere" }, []string{"homeserver.signing_key:", "/nowhere"}},
+		"bad signing key": {func(_ *testing.T, w *world) { w.write(w.cfg.Homeserver.SigningKey, "ed25519 1 short") },
 			[]string{"homeserver.signing_key:", "no signing key"}},
-		"bad CA file": {func(t *testing.T, w *world) { w.cfg.Federation.CAFile = w.cfg.Homeserver.SigningKey }, []string{"federation.ca_file:"}},
+		"bad CA file": {func(_ *testing.T, w *world) { w.cfg.Federation.CAFile = w.cfg.Homeserver.SigningKey }, []string{"federation.ca_file:"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)

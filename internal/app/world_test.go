@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -172,7 +173,7 @@ func (r reply) json(t *testing.T) (members map[string]any) {
 	return members
 }
 
-// get asks freshen. pathAndQuery goes out as it stands.
+// do asks freshen and reads the whole answer. pathAndQuery goes out as it stands.
 func (w *world) do(ctx context.Context, method, pathAndQuery, token string, body io.Reader) reply {
 	request, err := http.NewRequestWithContext(ctx, method, w.url, body)
 	if err != nil {
@@ -250,9 +251,7 @@ func (s *syncScript) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func (c *syncCall) answer(status int, header http.Header, body string) {
 	c.answers <- func(w http.ResponseWriter) {
-		for name, values := range header {
-			w.Header()[name] = values
-		}
+		maps.Copy(w.Header(), header)
 		if w.Header().Get("Content-Type") == "" {
 			w.Header().Set("Content-Type", "application/json")
 		}
