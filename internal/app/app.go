@@ -24,7 +24,8 @@ import (
 	"freshen/internal/store"
 )
 
-// grace is how long running requests may take to end when freshen is told to stop.
+// grace is how long running requests may take to end when freshen is told to stop. Refreshes that wait for another server
+// are told to come back a little before.
 const grace = 10 * time.Second
 
 // App is freshen, open and listening. Run serves; Close gives everything back.
@@ -41,12 +42,13 @@ type App struct {
 
 	public, admin net.Listener
 	handler       http.Handler
+	grace         time.Duration
 	closed        sync.Once
 }
 
 // Open reads the signing key, opens the database and takes the ports. Its errors are sentences for the administrator.
 func Open(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *App, err error) {
-	a := &App{log: log}
+	a := &App{log: log, grace: grace}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.Close())
@@ -183,7 +185,10 @@ func (a *App) Run(ctx context.Context) error {
 	wg.Go(func() { a.worker.Run(background) })
 	wg.Go(func() { a.lists.Run(background, time.Now) })
 
-	public, admin := a.server(a.handler), a.server(a.adminHandler())
+	// Requests outlive ctx; this one ends what Shutdown leaves alone, connections that were upgraded.
+	requests, endRequests := context.WithCancel(background)
+	defer endRequests()
+	public, admin := a.server(requests, a.handler), a.server(requests, a.adminHandler())
 	failed := make(chan error, 2)
 	wg.Go(func() { failed <- public.Serve(a.public) })
 	wg.Go(func() { failed <- admin.Serve(a.admin) })
@@ -195,14 +200,17 @@ func (a *App) Run(ctx context.Context) error {
 	case err = <-failed:
 	}
 	a.proxy.Hurry()
-	last, cancelLast := context.WithTimeout(context.WithoutCancel(ctx), grace)
+	last, cancelLast := context.WithTimeout(context.WithoutCancel(ctx), a.grace)
 	defer cancelLast()
+	// Who waits for a fetch must have an answer while there is time to give it.
+	defer time.AfterFunc(a.grace*4/5, a.engine.Close).Stop()
 	for _, server := range []*http.Server{public, admin} {
 		if server.Shutdown(last) != nil {
-			a.log.Warn("some requests did not end in time and were cut off", "after", grace)
+			a.log.Warn("some requests did not end in time and were cut off", "after", a.grace)
 			_ = server.Close()
 		}
 	}
+	endRequests()
 	a.engine.Close()
 	stop()
 	wg.Wait()
@@ -218,8 +226,9 @@ func (a *App) logOwed(ctx context.Context) {
 	}
 }
 
-func (a *App) server(handler http.Handler) *http.Server {
+func (a *App) server(requests context.Context, handler http.Handler) *http.Server {
 	return &http.Server{
+		BaseContext:       func(net.Listener) context.Context { return requests },
 		Handler:           handler,
 		ReadHeaderTimeout: 30 * time.Second,
 		IdleTimeout:       2 * time.Minute, // longer than a proxy in front keeps its connections

@@ -120,6 +120,13 @@ func with(r *http.Request, x exchange) *http.Request {
 }
 
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	// Keeps net/http from guessing a type where the homeserver names none.
+	w.Header()["Content-Type"] = nil
+	if r.Body != nil && r.Body != http.NoBody {
+		// Else net/http closes the client's body once the answer begins, and the transport, which may still be looking for
+		// its end, takes that for a broken upload and drops the answer. Writers other than HTTP/1's need none of this.
+		_ = http.NewResponseController(w).EnableFullDuplex()
+	}
 	switch route(r) {
 	case routeSync:
 		p.serveSync(w, r)
@@ -163,16 +170,21 @@ func (p *Proxy) rewrite(pr *httputil.ProxyRequest) {
 	in, out := pr.In, pr.Out
 	out.URL.Scheme, out.URL.Host = p.cfg.Homeserver.Scheme, p.cfg.Homeserver.Host
 	out.Host = in.Host
-	// The path goes on in the very bytes in which it came; net/url would spell odd ones its own way.
-	if path, _, _ := strings.Cut(in.RequestURI, "?"); strings.HasPrefix(path, "/") && !strings.HasPrefix(path, "//") {
-		out.URL.Opaque = p.cfg.Homeserver.EscapedPath() + path
-	} else if prefix := p.cfg.Homeserver.Path; prefix != "" {
-		out.URL.Path, out.URL.RawPath = prefix+out.URL.Path, ""
+	prefix := p.cfg.Homeserver.EscapedPath()
+	// The path goes on in the very bytes in which it came; net/url would spell odd ones its own way. It must where the
+	// path begins with "//", which net/http takes for a host, and where a whole URL was asked for.
+	if path, _, _ := strings.Cut(in.RequestURI, "?"); strings.HasPrefix(path, "/") && !strings.HasPrefix(prefix+path, "//") {
+		out.URL.Opaque = prefix + path
+	} else {
+		out.URL.Path, out.URL.RawPath = p.cfg.Homeserver.Path+in.URL.Path, prefix+in.URL.EscapedPath()
 	}
 	out.URL.RawQuery, out.URL.ForceQuery = in.URL.RawQuery, in.URL.ForceQuery
-	for _, name := range []string{"X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
-		out.Header[name] = in.Header[name]
+	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {
+		if values := in.Header[name]; len(values) > 0 {
+			out.Header[name] = values
+		}
 	}
+	out.Trailer = in.Trailer // filled in once the body has been read, so it must be the same map
 	pr.SetXForwarded()
 	// What the proxy in front of us says of the client's connection is truer than what we see of its own.
 	for _, name := range []string{"X-Forwarded-Host", "X-Forwarded-Proto"} {
@@ -195,7 +207,9 @@ func (p *Proxy) edit(resp *http.Response) error {
 // failed answers in place of a homeserver that did not.
 func (p *Proxy) failed(w http.ResponseWriter, r *http.Request, err error) {
 	if r.Context().Err() != nil {
-		return // nobody is there to be told
+		// Most have gone and need not be told. One that only closed its sending side must not take silence for an empty
+		// success.
+		panic(http.ErrAbortHandler)
 	}
 	p.cfg.Log.Warn("the homeserver did not answer", "method", r.Method, "err", withoutURL(err))
 	header := w.Header()

@@ -196,6 +196,9 @@ func (x *syncExchange) edit(resp *http.Response) error {
 		return nil
 	}
 	if !decode(resp) {
+		if len(entries) > 0 { // they stay owed, but must not hurry the client round and round
+			resp.Body = &deliveredBody{Reader: resp.Body, Closer: resp.Body, delivered: func() { x.delivered(poll, entries, "") }}
+		}
 		return nil
 	}
 	edit := splice.Edit{Path: changedPath, Token: "next_batch"}
@@ -208,6 +211,13 @@ func (x *syncExchange) edit(resp *http.Response) error {
 	resp.Body = &syncBody{spliced: splice.NewReader(resp.Body, edit), source: resp.Body, x: x, poll: poll, entries: entries}
 	changedLength(resp, -1)
 	return nil
+}
+
+// delivered records a whole answer, unless the client has gone.
+func (x *syncExchange) delivered(poll *announce.Poll, entries []announce.Entry, token string) {
+	if x.ctx.Err() == nil {
+		poll.Delivered(entries, token)
+	}
 }
 
 // mayBeAnnounced says whether the homeserver could announce somebody to this user whose list is kept. Where it is not
@@ -259,12 +269,12 @@ func (b *syncBody) Close() error {
 		}
 		b.x.p.cfg.Lists.Announced(seen)
 	}
-	if b.whole && b.poll != nil && b.x.ctx.Err() == nil {
+	if b.whole && b.poll != nil {
 		token := ""
 		if result.Complete && result.HasToken {
 			token = result.Token
 		}
-		b.poll.Delivered(b.entries, token)
+		b.x.delivered(b.poll, b.entries, token)
 	}
 	return errors.Join(b.spliced.Close(), b.source.Close())
 }

@@ -1,0 +1,459 @@
+package refresh_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"freshen"
+	"freshen/internal/homeserver"
+	"freshen/internal/refresh"
+	"freshen/internal/retry"
+	"freshen/internal/store"
+)
+
+const (
+	bob = id.UserID("@bob:b.example")
+	eve = id.UserID("@eve:b.example")
+)
+
+// bed is an engine over a real database, in a bubble whose clock the tests move by sleeping.
+type bed struct {
+	t      *testing.T
+	store  *store.Store
+	engine *refresh.Engine
+	worker *retry.Worker
+	stop   func()
+	*script
+}
+
+// script is the rest of the world.
+type script struct {
+	mu      sync.Mutex
+	fetches []time.Duration // when, since the test's start
+	began   time.Time
+	running int
+	most    int
+	explore []id.UserID
+	// answer is what the destination does; nil for an empty list.
+	answer func(ctx context.Context, target id.UserID) error
+}
+
+func (s *script) FetchDeviceList(ctx context.Context, target id.UserID) (*freshen.DeviceList, error) {
+	s.mu.Lock()
+	s.fetches = append(s.fetches, time.Since(s.began))
+	s.running++
+	s.most = max(s.most, s.running)
+	answer := s.answer
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.running--
+	}()
+	if answer != nil {
+		if err := answer(ctx, target); err != nil {
+			return nil, err
+		}
+	}
+	return freshen.ParseDeviceList(fmt.Appendf(nil, `{"user_id":%q,"stream_id":1,"devices":[]}`, target), target)
+}
+
+func (s *script) does(answer func(context.Context, id.UserID) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answer = answer
+}
+
+func (s *script) fetched() []time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.fetches)
+}
+
+func (s *script) Shares(context.Context, id.UserID, homeserver.Credentials, id.UserID) (bool, error) {
+	return true, nil
+}
+
+func (s *script) Explore(who id.UserID, _ homeserver.Credentials, _ id.UserID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.explore = append(s.explore, who)
+}
+
+func down(_ context.Context, target id.UserID) error {
+	return &freshen.Failure{Destination: freshen.Destination(target), Reason: freshen.ReasonConnect, Sentence: "It is down."}
+}
+
+func unknown(_ context.Context, target id.UserID) error {
+	return &freshen.Failure{
+		Destination: freshen.Destination(target), Reason: freshen.ReasonHTTP, Status: 404, ErrCode: "M_NOT_FOUND", Sentence: "It knows no such user.",
+	}
+}
+
+// within runs test in a bubble.
+func within(t *testing.T, edit func(*refresh.Config), test func(t *testing.T, b *bed)) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "freshen.db")
+	synctest.Test(t, func(t *testing.T) {
+		s, err := store.Open(t.Context(), path, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b := &bed{t: t, store: s, script: &script{began: time.Now()}}
+		cfg := refresh.Config{
+			ServerName: "a.example", Timeout: 10 * time.Second, SuccessFor: 30 * time.Second, FailureFor: 10 * time.Second,
+			PerUser: refresh.Limit{Every: time.Second, Burst: 1000}, PerDestination: refresh.Limit{Every: time.Second, Burst: 1000},
+			ServerAllowed: func(string) bool { return true },
+			Retry:         retry.Policy{First: 30 * time.Second, Most: 6 * time.Hour, GiveUpAfter: 24 * time.Hour},
+			Random:        func() float64 { return 0.5 },
+			Owed:          func() { b.worker.Poke() },
+		}
+		if edit != nil {
+			edit(&cfg)
+		}
+		log := slog.New(slog.DiscardHandler)
+		b.engine = refresh.New(cfg, s, b.script, b.script, log)
+		b.worker = retry.NewWorker(s, b.engine.Pay, log, time.Now)
+		b.stop = sync.OnceFunc(b.engine.Close)
+		test(t, b)
+		b.stop()
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func (b *bed) refresh(user, target id.UserID) error {
+	return b.engine.Refresh(b.t.Context(), freshen.Requester{UserID: user}, target, homeserver.Credentials{})
+}
+
+// works runs the worker until the test's end.
+func (b *bed) works() (stop func()) {
+	ctx, cancel := context.WithCancel(b.t.Context())
+	done := make(chan struct{})
+	go func() { b.worker.Run(ctx); close(done) }()
+	return func() { cancel(); <-done }
+}
+
+func (b *bed) debts() int {
+	b.t.Helper()
+	n, err := b.store.Debts(b.t.Context())
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return n
+}
+
+func codeOf(err error) freshen.Code {
+	if told, ok := errors.AsType[*freshen.Error](err); ok {
+		return told.Code
+	}
+	return ""
+}
+
+// A client that presses the button twice costs one request, and no longer than for thirty seconds.
+func TestASuccessAnswersForThirtySeconds(t *testing.T) {
+	within(t, nil, func(t *testing.T, b *bed) {
+		for _, c := range []struct {
+			wait time.Duration
+			want int
+		}{{0, 1}, {29 * time.Second, 1}, {time.Second, 2}, {30 * time.Second, 3}} {
+			time.Sleep(c.wait)
+			if err := b.refresh("@a:a.example", bob); err != nil {
+				t.Fatal(err)
+			}
+			if got := len(b.fetched()); got != c.want {
+				t.Errorf("after %v more: %d fetches, want %d", c.wait, got, c.want)
+			}
+		}
+	})
+}
+
+// The failure that is repeated says when freshen tries next as of now, not as of then; who got it is owed as well.
+func TestAFailureAnswersForTenSeconds(t *testing.T) {
+	within(t, nil, func(t *testing.T, b *bed) {
+		b.does(down)
+		for i, c := range []struct {
+			wait  time.Duration
+			want  int
+			after time.Duration
+		}{{0, 1, 30 * time.Second}, {9 * time.Second, 1, 21 * time.Second}, {time.Second, 2, 20 * time.Second}} {
+			time.Sleep(c.wait)
+			err := b.refresh(id.UserID(fmt.Sprintf("@a%d:a.example", i)), bob)
+			told, _ := errors.AsType[*freshen.Error](err)
+			if codeOf(err) != freshen.CodeRemote || told.RetryAfter.Round(time.Millisecond) != c.after || len(b.fetched()) != c.want {
+				t.Errorf("after %v more: %v in %v and %d fetches, want the failure in %v and %d", c.wait, err, told.RetryAfter, len(b.fetched()), c.after, c.want)
+			}
+		}
+		if b.debts() != 1 {
+			t.Errorf("%d debts, want 1", b.debts())
+		}
+	})
+}
+
+// The limits hold to the millisecond: who comes back when told to is served.
+func TestLimitsComeBackWhenTheySaid(t *testing.T) {
+	for name, edit := range map[string]func(*refresh.Config){
+		"user":        func(c *refresh.Config) { c.PerUser = refresh.Limit{Every: 6 * time.Second, Burst: 3} },
+		"destination": func(c *refresh.Config) { c.PerDestination = refresh.Limit{Every: 6 * time.Second, Burst: 3} },
+	} {
+		within(t, edit, func(t *testing.T, b *bed) {
+			n := 0
+			next := func() error {
+				n++
+				return b.refresh("@a:a.example", id.UserID(fmt.Sprintf("@u%d:b.example", n)))
+			}
+			for range 3 {
+				if err := next(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := next()
+			told, ok := errors.AsType[*freshen.Error](err)
+			if !ok || told.Code != freshen.CodeLimited || told.RetryAfter != 6*time.Second {
+				t.Fatalf("%s: %v, want to be limited for 6 s", name, err)
+			}
+			time.Sleep(told.RetryAfter - time.Millisecond)
+			if codeOf(next()) != freshen.CodeLimited {
+				t.Errorf("%s: served before the time", name)
+			}
+			time.Sleep(time.Millisecond)
+			if err := next(); err != nil {
+				t.Errorf("%s: came back when told to: %v", name, err)
+			}
+		})
+	}
+}
+
+// A debt is tried 30 s after the failure, then after twice as long each time, and given up a day after it was last asked
+// for.
+func TestADestinationThatStaysDown(t *testing.T) {
+	within(t, nil, func(t *testing.T, b *bed) {
+		b.does(down)
+		defer b.works()()
+		if codeOf(b.refresh("@a:a.example", bob)) != freshen.CodeRemote {
+			t.Fatal("no failure")
+		}
+		time.Sleep(23 * time.Hour)
+		synctest.Wait()
+		want, at := []time.Duration{0}, time.Duration(0)
+		for wait := 30 * time.Second; at+wait < 23*time.Hour; wait = min(2*wait, 6*time.Hour) {
+			at += wait
+			want = append(want, at)
+		}
+		got := b.fetched()
+		if len(got) != len(want) {
+			t.Fatalf("tried at %v, want %v", got, want)
+		}
+		for i := range got {
+			if late := got[i] - want[i]; late < 0 || late > time.Second {
+				t.Errorf("try %d at %v, want %v", i, got[i], want[i])
+			}
+		}
+		time.Sleep(12 * time.Hour)
+		synctest.Wait()
+		if b.debts() != 0 {
+			t.Error("the debt was not given up")
+		}
+	})
+}
+
+// A user whom their server does not know waits an hour, and nobody else there waits for them.
+func TestAUsersFailureIsTheirOwn(t *testing.T) {
+	within(t, nil, func(t *testing.T, b *bed) {
+		b.does(unknown)
+		defer b.works()()
+		if codeOf(b.refresh("@a:a.example", bob)) != freshen.CodeRemote {
+			t.Fatal("no failure")
+		}
+		b.does(nil)
+		if err := b.refresh("@a:a.example", eve); err != nil {
+			t.Errorf("another user of the server: %v", err)
+		}
+		time.Sleep(59 * time.Minute)
+		synctest.Wait()
+		if b.debts() != 1 {
+			t.Errorf("%d debts before the hour is over", b.debts())
+		}
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if b.debts() != 0 {
+			t.Error("the debt was not paid after an hour")
+		}
+	})
+}
+
+// A server that is failing gets one request at a time, and those that wait share its failure instead of repeating it.
+func TestOneProbeWhileBackingOff(t *testing.T) {
+	within(t, nil, func(t *testing.T, b *bed) {
+		b.does(down)
+		_ = b.refresh("@a:a.example", bob)
+		release := make(chan struct{})
+		b.does(func(ctx context.Context, target id.UserID) error { <-release; return down(ctx, target) })
+		var all sync.WaitGroup
+		for i := range 5 {
+			all.Go(func() {
+				if err := b.refresh("@a:a.example", id.UserID(fmt.Sprintf("@u%d:b.example", i))); codeOf(err) != freshen.CodeRemote {
+					t.Errorf("got %v", err)
+				}
+			})
+		}
+		synctest.Wait()
+		close(release)
+		all.Wait()
+		if got := len(b.fetched()); got != 2 || b.most != 1 {
+			t.Errorf("%d fetches, %d at once; want the first and one probe", got, b.most)
+		}
+		if b.debts() != 6 {
+			t.Errorf("%d debts, want one for each who was told so", b.debts())
+		}
+		if dest, err := b.store.Backoff(t.Context(), "b.example"); err != nil || dest.Failures != 1 {
+			t.Errorf("one outage counts %d times: %v", dest.Failures, err)
+		}
+	})
+}
+
+// What is asked for while a fetch runs that began before may not be answered by it: another instance may have been asked.
+func TestAskedAgainDuringAFetchIsNotSwallowed(t *testing.T) {
+	within(t, nil, func(t *testing.T, b *bed) {
+		b.does(down)
+		_ = b.refresh("@a:a.example", bob)
+		time.Sleep(time.Minute)
+		release := make(chan struct{})
+		b.does(func(context.Context, id.UserID) error { <-release; return nil })
+		done := make(chan error, 1)
+		go func() { done <- b.refresh("@a:a.example", bob) }()
+		synctest.Wait()
+		if _, err := b.store.AskAgain(t.Context(), bob, []id.UserID{"@c:a.example"}, time.Now()); err != nil {
+			t.Fatal(err)
+		}
+		close(release)
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if b.debts() != 1 {
+			t.Error("what was asked for meanwhile was swallowed")
+		}
+		stop := b.works()
+		synctest.Wait()
+		stop()
+		if b.debts() != 0 || len(b.fetched()) != 3 {
+			t.Errorf("%d debts, %d fetches; want it paid by a fetch of its own", b.debts(), len(b.fetched()))
+		}
+	})
+}
+
+// Many who ask at once are one fetch; who leaves takes nothing from the others; each of them is told of.
+func TestOneFlightForMany(t *testing.T) {
+	within(t, nil, func(t *testing.T, b *bed) {
+		release := make(chan struct{})
+		b.does(func(ctx context.Context, _ id.UserID) error {
+			select {
+			case <-release:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+		ctx, leave := context.WithCancel(t.Context())
+		left := make(chan error, 1)
+		go func() {
+			left <- b.engine.Refresh(ctx, freshen.Requester{UserID: "@first:a.example"}, bob, homeserver.Credentials{})
+		}()
+		synctest.Wait()
+		var all sync.WaitGroup
+		for i := range 49 {
+			all.Go(func() {
+				if err := b.refresh(id.UserID(fmt.Sprintf("@a%d:a.example", i)), bob); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		leave()
+		if err := <-left; !errors.Is(err, context.Canceled) {
+			t.Errorf("who left got %v", err)
+		}
+		close(release)
+		all.Wait()
+		synctest.Wait()
+		if got := len(b.fetched()); got != 1 {
+			t.Errorf("%d fetches", got)
+		}
+		announced, _, err := b.store.Announcements(t.Context())
+		if err != nil || len(announced) != 51 { // 50 who asked, and everybody
+			t.Errorf("%d announcements: %v", len(announced), err)
+		}
+		if len(b.explore) != 50 {
+			t.Errorf("the rooms of %d requesters are looked at, want 50", len(b.explore))
+		}
+	})
+}
+
+// Closing ends a fetch that runs, and what it was for is owed: no answer promises what is not kept.
+func TestCloseOwesWhatItInterrupts(t *testing.T) {
+	within(t, nil, func(t *testing.T, b *bed) {
+		b.does(func(ctx context.Context, _ id.UserID) error { <-ctx.Done(); return ctx.Err() })
+		done := make(chan error, 1)
+		go func() { done <- b.refresh("@a:a.example", bob) }()
+		synctest.Wait()
+		b.stop()
+		told, ok := errors.AsType[*freshen.Error](<-done)
+		if !ok || told.Code != freshen.CodeRemote || told.Failure.Reason != freshen.ReasonTimeout || b.debts() != 1 {
+			t.Errorf("%v with %d debts", told, b.debts())
+		}
+		if dest, err := b.store.Backoff(t.Context(), "b.example"); err != nil || dest.Failures != 0 {
+			t.Errorf("our own stop counts against the server: %+v %v", dest, err)
+		}
+		if codeOf(b.refresh("@a:a.example", eve)) != freshen.CodeDatabaseAway {
+			t.Error("a refresh after the end was not refused")
+		}
+	})
+}
+
+// What the configuration has come to deny is not asked for, and not owed either.
+func TestADeniedDebtIsDropped(t *testing.T) {
+	allowed := true
+	within(t, func(c *refresh.Config) { c.ServerAllowed = func(string) bool { return allowed } }, func(t *testing.T, b *bed) {
+		b.does(down)
+		_ = b.refresh("@a:a.example", bob)
+		allowed = false
+		defer b.works()()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if b.debts() != 0 || len(b.fetched()) != 1 {
+			t.Errorf("%d debts, %d fetches", b.debts(), len(b.fetched()))
+		}
+		if codeOf(b.refresh("@a:a.example", bob)) != freshen.CodeForbidden {
+			t.Error("a denied server was asked")
+		}
+	})
+}
+
+// The overlay's own refetch neither promises anybody anything nor announces to anybody who did not ask.
+func TestAgainOwesNobody(t *testing.T) {
+	within(t, nil, func(t *testing.T, b *bed) {
+		b.does(down)
+		if b.engine.Again(t.Context(), bob) || b.debts() != 0 {
+			t.Errorf("%d debts", b.debts())
+		}
+		if b.engine.Again(t.Context(), bob) || len(b.fetched()) != 1 {
+			t.Error("a failure of a moment ago was repeated: every key query would cost a request")
+		}
+		b.does(nil)
+		time.Sleep(10 * time.Second)
+		if !b.engine.Again(t.Context(), bob) {
+			t.Error("the list was not fetched")
+		}
+	})
+}
