@@ -247,8 +247,8 @@ func deviceList(user id.UserID, devices, version int) []byte {
 		}
 		device := "DEVICE" + strconv.Itoa(i)
 		fmt.Fprintf(&list, `{"device_id":%[1]q,"device_display_name":"A phone","keys":{"user_id":%[2]q,"device_id":%[1]q,`+
-			`"algorithms":["m.olm.v1.curve25519-aes-sha2","m.megolm.v1.aes-sha2"],"keys":{"curve25519:%[3]s":"%[4]043d","ed25519:%[3]s":"%[4]043d"},`+
-			`"signatures":{%[2]q:{"ed25519:%[3]s":"%[4]086d"}}}}`, device, user, device, version)
+			`"algorithms":["m.olm.v1.curve25519-aes-sha2","m.megolm.v1.aes-sha2"],"keys":{"curve25519:%[3]s":"%043[4]d","ed25519:%[3]s":"%043[4]d"},`+
+			`"signatures":{%[2]q:{"ed25519:%[3]s":"%086[4]d"}}}}`, device, user, device, version)
 	}
 	list.WriteString(`]}`)
 	return list.Bytes()
