@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	rounds = 7
+	rounds = 5
 	aRound = 700 * time.Millisecond
 )
 
