@@ -15,7 +15,7 @@ import (
 
 const (
 	rounds = 5
-	aRound = 700 * time.Millisecond
+	aRound = 500 * time.Millisecond
 )
 
 // paired is what rounds of direct and proxied loads measured, one of each a round.
