@@ -8,6 +8,7 @@ VERSION   ?=
 FUZZTIME  ?= 30s
 BENCHTIME ?= 1s
 BENCH     ?= .
+PARTS     ?=
 # For one package's tests; the homeservers of some take their time on a small machine.
 TIMEOUT   ?= 20m
 
@@ -18,10 +19,10 @@ SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench fuzz go compiler dendrite clean
+.PHONY: help build demo test lint bench microbench fuzz go compiler dendrite clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: go ## Build freshen into bin/freshen, static (VERSION=v1.2.3 to name it)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/freshen ./cmd/freshen
@@ -42,7 +43,11 @@ lint: go ## Look for mistakes: gofmt, go vet, golangci-lint
 	@echo 'golangci-lint comes through tools/go.mod; building it takes about a minute the first time.'
 	$(LINTER) run ./...
 
-bench: go ## Run the benchmarks (BENCH=regexp, BENCHTIME=1s)
+bench: go ## Measure freshen beside a direct connection and print a table (2 minutes; PARTS=sync,wake for some)
+	$(GO) build -o $(BIN)/bench ./internal/bench
+	$(BIN)/bench $(if $(PARTS),-only $(PARTS))
+
+microbench: go ## Run the packages' own benchmarks (BENCH=regexp, BENCHTIME=1s)
 	$(GO) test -run '^$$' -bench '$(BENCH)' -benchmem -benchtime $(BENCHTIME) -tags $(TAGS) -timeout $(TIMEOUT) \
 		$$(grep -rlE '^func Benchmark' --include='*_test.go' . | xargs -r -n1 dirname | sort -u)
 

@@ -25,8 +25,8 @@ const (
 	maxToken = 4 << 10
 	// MaxSeen bounds [Result.Seen].
 	MaxSeen = 10_000
-	// bufferSize is how much is read from the source at a time.
-	bufferSize = 64 << 10
+	// bufferSize is how much is read from the source at a time: as much as the proxy writes at a time.
+	bufferSize = 128 << 10
 	// maxEmptyReads is how often in a row a source may answer with neither bytes nor an error.
 	maxEmptyReads = 100
 )

@@ -1,0 +1,27 @@
+package main
+
+import (
+	"testing"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// A refresh wakes the poll of everybody who shares a room with the target, the first time, when freshen knows nobody's
+// rooms, as well as later; otherwise people would wait for their poll's timeout, and send what a new device cannot read.
+func TestWakesEverybody(t *testing.T) {
+	t.Parallel()
+	const users = 50
+	w := newWorld(t.Context(), t, users)
+	since := make([]int, users)
+	for range 3 {
+		each, _, err := w.wake(since)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(each) != users {
+			t.Errorf("%d of %d polls were woken", len(each), users)
+		}
+	}
+}

@@ -1,0 +1,196 @@
+package main
+
+import (
+	"bytes"
+	"crypto/tls"
+	"fmt"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	mxfed "maunium.net/go/mautrix/federation"
+	"maunium.net/go/mautrix/id"
+
+	"freshen"
+	"freshen/internal/store"
+)
+
+const (
+	wakesOfOne   = 200
+	wakesOfMany  = 10
+	many         = 500
+	refreshCount = 300
+)
+
+// wakes measures how long after the remote's answer the woken sync is there, for one client and for many.
+func wakes(b *bench) error {
+	var all []time.Duration
+	one := newWorld(b.ctx, b, 1)
+	since := make([]int, 1)
+	for i := range wakesOfOne + 20 {
+		each, _, err := one.wake(since)
+		if err != nil {
+			return err
+		}
+		if i >= 20 { // the first find no connection, and no room known
+			all = append(all, each...)
+		}
+	}
+	p50 := quantile(all, 0.5)
+	b.out.add(row{
+		name: fmt.Sprintf("wake, 1 poll, %d times: p50", wakesOfOne), freshen: ms(p50), target: "< 20 ms", met: p50 < 20*time.Millisecond,
+	})
+	b.out.add(row{name: "wake, 1 poll: p99", freshen: ms(quantile(all, 0.99))})
+
+	crowd := newWorld(b.ctx, b, many)
+	since = make([]int, many)
+	first, _, err := crowd.wake(since)
+	if err != nil {
+		return err
+	}
+	var later []time.Duration
+	for range wakesOfMany {
+		each, _, err := crowd.wake(since)
+		if err != nil {
+			return err
+		}
+		later = append(later, each...)
+	}
+	for _, part := range []struct {
+		name string
+		of   []time.Duration
+	}{{"nobody's rooms known", first}, {"rooms known", later}} {
+		b.out.add(row{
+			name:    fmt.Sprintf("wake of %d users' polls, %s: p50, p99, last", many, part.name),
+			freshen: fmt.Sprintf("%s, %s, %s", ms(quantile(part.of, 0.5)), ms(quantile(part.of, 0.99)), ms(quantile(part.of, 1))),
+		})
+	}
+	return nil
+}
+
+// refreshes compares a whole refresh with a plain signed GET of the same list on a kept connection to the same server,
+// in turns, and with the commit alone, into a database of its own beside freshen's.
+func refreshes(b *bench) error {
+	w := newWorld(b.ctx, b, 1)
+	base := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.ca.Pool(), MinVersion: tls.VersionTLS12}}
+	defer base.CloseIdleConnections()
+	plain := &mxfed.Client{HTTP: &http.Client{Transport: overTLS{base}}, ServerName: serverName, Key: w.key, ResponseSizeLimit: 16 << 20}
+	other, err := store.Open(b.ctx, filepath.Join(w.dir, "other.db"), quiet())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = other.Close() }()
+
+	var asking, getting, keeping []time.Duration
+	for i := range refreshCount {
+		w.change()
+		list, err := freshen.ParseDeviceList(deviceList(w.bob, 5, w.lists), w.bob)
+		if err != nil {
+			return err
+		}
+		for _, part := range []struct {
+			into *[]time.Duration
+			do   func() error
+		}{
+			{&asking, func() error { return w.refresh(w.users[0]) }},
+			{&getting, func() error {
+				_, _, err := plain.MakeFullRequest(b.ctx, mxfed.RequestParams{
+					ServerName: w.remote.Name, Method: http.MethodGet, Path: mxfed.URLPath{"v1", "user", "devices", w.bob}, Authenticate: true,
+				})
+				return err
+			}},
+			{&keeping, func() error {
+				_, err := other.Keep(b.ctx, store.Fetched{List: list, At: time.Now(), Requesters: []id.UserID{userID(w.users[0])}})
+				return err
+			}},
+		} {
+			began := time.Now()
+			if err := part.do(); err != nil {
+				return err
+			}
+			if i >= 10 {
+				*part.into = append(*part.into, time.Since(began))
+			}
+		}
+	}
+	for _, q := range []float64{0.5, 0.99} {
+		g, a := quantile(getting, q), quantile(asking, q)
+		b.out.add(row{
+			name: fmt.Sprintf("refresh of 5 devices, beside a signed GET: p%.0f", 100*q), direct: ms(g), freshen: ms(a),
+			ratio: times(float64(a) / float64(g)),
+		})
+	}
+	k, a := median(keeping), median(asking)
+	b.out.add(row{name: "of it the durable commit: p50", freshen: ms(k), ratio: fmt.Sprintf("%.0f %%", 100*float64(k)/float64(a))})
+	return nil
+}
+
+// overTLS sends what mautrix signs over https as it stands.
+type overTLS struct{ base *http.Transport }
+
+func (o overTLS) RoundTrip(req *http.Request) (*http.Response, error) {
+	sent := req.Clone(req.Context())
+	sent.URL.Scheme = "https"
+	return o.base.RoundTrip(sent)
+}
+
+// splicing runs the splicer's own benchmark, which knows the tap that it is held against.
+func splicing(b *bench) error {
+	cmd := exec.CommandContext(b.ctx, "go", "test", "-run", "^$", "-bench", "^BenchmarkSync$", "-benchmem", "-count", "5", "-benchtime", "0.3s", "freshen/internal/overlay/splice")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return fmt.Errorf("the splicer's benchmark: %w", err)
+	}
+	found := parseBenchmarks(out)
+	tap, splice := found["jsontext_tap"], found["splice,_Read"]
+	if len(tap.mbs) == 0 || len(splice.mbs) == 0 {
+		return fmt.Errorf("the splicer's benchmark does not name what is looked for:\n%s", out)
+	}
+	ratio := median(ratios(splice.mbs, tap.mbs))
+	b.out.add(row{
+		name: "one owed, 20 MB in memory: MB/s, jsontext as a tap and freshen", direct: fmt.Sprintf("%.0f", median(tap.mbs)),
+		freshen: fmt.Sprintf("%.0f", median(splice.mbs)), ratio: times(ratio), target: "≥ 1×", met: ratio >= 1,
+	})
+	b.out.add(row{
+		name: "allocated a pass of 20 MB, the same two", direct: fmt.Sprintf("%.0f B", median(tap.bytes)),
+		freshen: fmt.Sprintf("%.0f B", median(splice.bytes)), ratio: times(median(splice.bytes) / median(tap.bytes)),
+	})
+	return nil
+}
+
+// benchmarked is what go test says of one benchmark, run by run.
+type benchmarked struct{ mbs, bytes []float64 }
+
+// parseBenchmarks reads the lines of go test -bench, by the name after the last slash without the number of cores.
+func parseBenchmarks(out []byte) map[string]benchmarked {
+	found := map[string]benchmarked{}
+	for line := range bytes.Lines(out) {
+		fields := bytes.Fields(line)
+		if len(fields) < 3 || !bytes.HasPrefix(fields[0], []byte("Benchmark")) {
+			continue
+		}
+		name := fields[0][bytes.LastIndexByte(fields[0], '/')+1:]
+		if dash := bytes.LastIndexByte(name, '-'); dash >= 0 {
+			name = name[:dash]
+		}
+		one := found[string(name)]
+		for i := 2; i+1 < len(fields); i += 2 {
+			value, err := strconv.ParseFloat(string(fields[i]), 64)
+			if err != nil {
+				continue
+			}
+			switch string(fields[i+1]) {
+			case "MB/s":
+				one.mbs = append(one.mbs, value)
+			case "B/op":
+				one.bytes = append(one.bytes, value)
+			}
+		}
+		found[string(name)] = one
+	}
+	return found
+}

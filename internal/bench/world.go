@@ -1,0 +1,255 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	mxfed "maunium.net/go/mautrix/federation"
+	"maunium.net/go/mautrix/id"
+
+	"freshen/internal/app"
+	"freshen/internal/federation/fedtest"
+	"freshen/internal/homeserver/hstest"
+)
+
+// world is freshen in this process, between a homeserver whose syncs wait and a remote server that speaks TLS and checks
+// the signature.
+type world struct {
+	testing.TB
+	ctx    context.Context
+	ca     *fedtest.CA
+	key    *mxfed.SigningKey
+	remote *fedtest.Homeserver
+	bob    id.UserID
+	dir    string
+	url    string
+	http   *http.Client
+	users  []string
+
+	waiting chan struct{} // gets one for each poll that has come to wait at the homeserver
+
+	mu       sync.Mutex
+	answered time.Time // when the remote's last byte was written
+	lists    int
+}
+
+// newWorld starts freshen for so many users, who share a room with bob.
+func newWorld(ctx context.Context, tb testing.TB, users int) *world {
+	tb.Helper()
+	w := &world{TB: tb, ctx: ctx, ca: fedtest.NewCA(tb), dir: tb.TempDir(), waiting: make(chan struct{}, users)}
+	hs := hstest.New(tb)
+	hs.HandleFunc("/_matrix/client/v3/sync", w.sync)
+	for i := range users {
+		name := "user" + strconv.Itoa(i)
+		w.users = append(w.users, name)
+		hs.AddUser(token(name), userID(name), "DEVICE")
+	}
+	cfg, err := configure(hs.URL(), filepath.Join(w.dir, "freshen.db"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	written, err := os.ReadFile(cfg.Homeserver.SigningKey)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if w.key, err = mxfed.ParseSynapseKey(strings.TrimSpace(string(written))); err != nil {
+		tb.Fatal(err)
+	}
+	listener := fedtest.NewNetwork(tb).Listen("127.1.0.1:443")
+	name := listener.Addr().String()
+	w.bob = id.UserID("@bob:" + name)
+	w.remote = fedtest.NewHomeserver(name, serverName, w.key)
+	fedtest.ServeTLS(tb, listener, w.ca.Issue("127.0.0.1"), http.HandlerFunc(w.federation))
+	members := []id.UserID{w.bob}
+	for _, user := range w.users {
+		members = append(members, userID(user))
+	}
+	hs.SetRoom(sharedRoom, members...)
+	cfg.Federation.CAFile = w.ca.File()
+	cfg.Federation.AllowNetworks = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+	a, err := app.Open(ctx, cfg, quiet())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	w.url = "http://" + a.Addr().String()
+	transport := &http.Transport{MaxIdleConnsPerHost: users + 8}
+	w.http = &http.Client{Transport: transport}
+	w.serve(a, transport)
+	return w
+}
+
+// serve runs freshen until the end of the test.
+func (w *world) serve(a *app.App, transport *http.Transport) {
+	ctx, cancel := context.WithCancel(w.ctx)
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	w.Cleanup(func() {
+		cancel()
+		transport.CloseIdleConnections()
+		if err := errors.Join(<-done, a.Close()); err != nil {
+			w.Errorf("freshen did not end well: %v", err)
+		}
+	})
+}
+
+// sync waits for news that never come, or answers at once if it is not to wait.
+func (w *world) sync(rw http.ResponseWriter, r *http.Request) {
+	query := r.URL.Query()
+	if query.Get("timeout") != "0" {
+		w.waiting <- struct{}{}
+		<-r.Context().Done()
+		return
+	}
+	since, _ := strconv.Atoi(query.Get("since"))
+	hstest.WriteJSON(rw, http.StatusOK, map[string]any{
+		"next_batch": strconv.Itoa(since + 1), "device_one_time_keys_count": map[string]int{"signed_curve25519": 50},
+	})
+}
+
+// federation answers as the remote does, and takes the time once all of the answer's bytes are written.
+func (w *world) federation(rw http.ResponseWriter, r *http.Request) {
+	recorded := httptest.NewRecorder()
+	w.remote.ServeHTTP(recorded, r)
+	rw.Header().Set("Content-Type", "application/json")
+	rw.Header().Set("Content-Length", strconv.Itoa(recorded.Body.Len()))
+	rw.WriteHeader(recorded.Code)
+	_, _ = rw.Write(recorded.Body.Bytes())
+	_ = http.NewResponseController(rw).Flush()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.answered = time.Now()
+}
+
+func (w *world) lastByte() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.answered
+}
+
+// change gives bob a list that he has not had.
+func (w *world) change() {
+	w.lists++
+	w.remote.SetList(w.bob, deviceList(w.bob, 5, w.lists))
+}
+
+// woken is how one poll ended.
+type woken struct {
+	user string
+	at   time.Time
+	next int
+	err  error
+}
+
+// poll syncs and wants bob to be announced.
+func (w *world) poll(user string, since int) woken {
+	body, err := w.ask(http.MethodGet, fmt.Sprintf("/_matrix/client/v3/sync?timeout=30000&since=%d", since), user, http.StatusOK)
+	end := woken{user: user, at: time.Now(), err: err}
+	if err != nil {
+		return end
+	}
+	var answer struct {
+		NextBatch   string `json:"next_batch"`
+		DeviceLists struct {
+			Changed []id.UserID `json:"changed"`
+		} `json:"device_lists"`
+	}
+	if end.err = json.Unmarshal(body, &answer); end.err != nil {
+		return end
+	}
+	if len(answer.DeviceLists.Changed) != 1 || answer.DeviceLists.Changed[0] != w.bob {
+		end.err = fmt.Errorf("the sync of %s announces %q in place of %s", user, answer.DeviceLists.Changed, w.bob)
+		return end
+	}
+	end.next, end.err = strconv.Atoi(answer.NextBatch)
+	return end
+}
+
+// refresh asks for bob's list.
+func (w *world) refresh(user string) error {
+	_, err := w.ask(http.MethodPost, "/_matrix/client/v3/user/"+string(w.bob)+"/devices/refresh", user, http.StatusAccepted)
+	return err
+}
+
+func (w *world) ask(method, path, user string, want int) ([]byte, error) {
+	req, err := http.NewRequestWithContext(w.ctx, method, w.url+path, http.NoBody)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Authorization", "Bearer "+token(user))
+	resp, err := w.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != want {
+		err = fmt.Errorf("%s %s: status %d: %.200s", method, path, resp.StatusCode, body)
+	}
+	return body, err
+}
+
+// wake has everybody's poll wait, refreshes as the first user, and returns how long after the remote's last byte each
+// sync's last byte was there, and how long the refresh took.
+func (w *world) wake(since []int) (each []time.Duration, took time.Duration, err error) {
+	w.change()
+	ends := make(chan woken, len(w.users))
+	for i, user := range w.users {
+		go func() { ends <- w.poll(user, since[i]) }()
+	}
+	for range w.users {
+		select {
+		case <-w.waiting:
+		case <-time.After(20 * time.Second):
+			return nil, 0, errors.New("a poll has not come to wait at the homeserver")
+		}
+	}
+	began := time.Now()
+	if err := w.refresh(w.users[0]); err != nil {
+		return nil, 0, err
+	}
+	took = time.Since(began)
+	for range w.users {
+		end := <-ends
+		if end.err != nil {
+			return nil, 0, end.err
+		}
+		each = append(each, end.at.Sub(w.lastByte()))
+		index, err := strconv.Atoi(strings.TrimPrefix(end.user, "user"))
+		if err != nil {
+			return nil, 0, err
+		}
+		since[index] = end.next
+	}
+	return each, took, nil
+}
+
+// deviceList is the body of /user/devices for so many devices; version is in each device's keys.
+func deviceList(user id.UserID, devices, version int) []byte {
+	var list bytes.Buffer
+	fmt.Fprintf(&list, `{"user_id":%q,"stream_id":%d,"devices":[`, user, version)
+	for i := range devices {
+		if i > 0 {
+			list.WriteByte(',')
+		}
+		device := "DEVICE" + strconv.Itoa(i)
+		fmt.Fprintf(&list, `{"device_id":%[1]q,"device_display_name":"A phone","keys":{"user_id":%[2]q,"device_id":%[1]q,`+
+			`"algorithms":["m.olm.v1.curve25519-aes-sha2","m.megolm.v1.aes-sha2"],"keys":{"curve25519:%[3]s":"%043[4]d","ed25519:%[3]s":"%043[4]d"},`+
+			`"signatures":{%[2]q:{"ed25519:%[3]s":"%086[4]d"}}}}`, device, user, device, version)
+	}
+	list.WriteString(`]}`)
+	return list.Bytes()
+}

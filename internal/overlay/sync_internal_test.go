@@ -1,0 +1,104 @@
+package overlay
+
+import (
+	"io"
+	"log/slog"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"freshen"
+	"freshen/internal/announce"
+	"freshen/internal/homeserver"
+	"freshen/internal/homeserver/hstest"
+	"freshen/internal/kept"
+	"freshen/internal/rooms"
+	"freshen/internal/store"
+)
+
+// A /sync that nothing is owed to is copied, not read as JSON: otherwise everybody's syncs would pay for a feature that
+// few of them use. One that is owed something is edited.
+func TestNothingOwedIsNotParsed(t *testing.T) {
+	t.Parallel()
+	const bob = id.UserID("@bob:remote.test")
+	alice := homeserver.Identity{UserID: "@alice:hs.test", DeviceID: "DEVICE"}
+	hs := hstest.New(t)
+	client := homeserver.New(hs.URL(), nil)
+	t.Cleanup(client.CloseIdleConnections)
+	log := slog.New(slog.DiscardHandler)
+	db, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "freshen.db"), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = db.Close() })
+	lists, err := kept.Load(t.Context(), db, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := rooms.New(client, "hs.test", time.Now)
+	p := New(Config{Homeserver: hs.URL(), Who: client, Lists: lists, Rooms: known, Log: log, Now: time.Now})
+	t.Cleanup(p.Close)
+
+	edited := func(poll *announce.Poll) bool {
+		t.Helper()
+		body := io.NopCloser(strings.NewReader(`{"next_batch":"s2"}`))
+		resp := &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Content-Length": {"19"}}, Body: body, ContentLength: 19}
+		x := &syncExchange{p: p, ctx: t.Context(), since: "s1", who: &alice, poll: poll}
+		if err := x.edit(resp); err != nil {
+			t.Fatal(err)
+		}
+		return resp.Body != body || resp.ContentLength != 19 || resp.Header.Get("Content-Length") != "19"
+	}
+
+	if edited(nil) {
+		t.Error("with no list kept at all, the answer is not passed on as it came")
+	}
+	// Somebody's list is kept whom alice shares no room with.
+	lists.Put([]store.KeptInfo{{UserID: bob, FetchedAt: time.Now()}})
+	hs.AddUser("token", alice.UserID, alice.DeviceID)
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	request.Header.Set("Authorization", "Bearer token")
+	cred := homeserver.CredentialsOf(request)
+	if !edited(nil) {
+		t.Error("while it is not known whether alice shares a room with bob, what the homeserver says of bob is not noticed")
+	}
+	if shares, err := known.Shares(t.Context(), alice.UserID, cred, bob); err != nil || shares {
+		t.Fatalf("alice shares a room with bob: %v, %v", shares, err)
+	}
+	if edited(nil) {
+		t.Error("although alice shares no room with anybody whose list is kept, the answer is not passed on as it came")
+	}
+
+	if poll := owedOne(t, db, known, alice, cred); !edited(poll) {
+		t.Error("what alice is owed is not merged into the answer")
+	}
+}
+
+// owedOne returns a poll of alice's that an announcement waits for.
+func owedOne(t *testing.T, db *store.Store, known *rooms.Rooms, alice homeserver.Identity, cred homeserver.Credentials) *announce.Poll {
+	t.Helper()
+	if err := db.AnnounceTo(t.Context(), "@bob:remote.test", []id.UserID{alice.UserID}, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	announcer, err := announce.Open(t.Context(), db, known, slog.New(slog.DiscardHandler), time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	woken, done := make(chan struct{}), make(chan struct{})
+	poll := announcer.Begin(freshen.Requester{UserID: alice.UserID, DeviceID: alice.DeviceID}, cred, "s1", func() { close(woken) })
+	go func() {
+		defer close(done)
+		announcer.Run(t.Context())
+	}()
+	// The context is done before the clean-up, which waits for what Run saves at its end.
+	t.Cleanup(func() { <-done })
+	<-woken
+	return poll
+}
