@@ -39,7 +39,7 @@ func TestNothingOwedIsNotParsed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	known := rooms.New(client, "hs.test", time.Now)
+	known := rooms.New(client, "hs.test", time.Now, nil)
 	p := New(Config{Homeserver: hs.URL(), Who: client, Lists: lists, Rooms: known, Log: log, Now: time.Now})
 	t.Cleanup(p.Close)
 
