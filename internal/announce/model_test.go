@@ -102,9 +102,9 @@ func TestAgainstTheModel(t *testing.T) {
 			"answer 2": func(t *rapid.T) { m.t = t; m.answer() },
 			"answer 3": func(t *rapid.T) { m.t = t; m.answer() },
 			"query":    func(t *rapid.T) { m.t = t; m.query() },
-			"flush":    func(t *rapid.T) { m.flush() },
+			"flush":    func(*rapid.T) { m.flush() },
 			"restart":  func(t *rapid.T) { m.t = t; m.restart() },
-			"time":     func(t *rapid.T) { w.clock.advance(time.Minute) },
+			"time":     func(*rapid.T) { w.clock.advance(time.Minute) },
 			"":         func(t *rapid.T) { m.t = t; m.check() },
 		})
 	})

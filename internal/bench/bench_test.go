@@ -16,7 +16,7 @@ func TestWakesEverybody(t *testing.T) {
 	w := newWorld(t.Context(), t, users)
 	since := make([]int, users)
 	for range 3 {
-		each, _, err := w.wake(since)
+		each, err := w.wake(since)
 		if err != nil {
 			t.Fatal(err)
 		}

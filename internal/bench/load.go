@@ -41,16 +41,22 @@ func (l loaded) megabytes() float64 { return float64(l.bytes) / 1e6 / l.took.Sec
 // It is a plain client on purpose: what the client costs is taken from the cores that freshen needs.
 func load(ctx context.Context, r request, connections int, during time.Duration) (loaded, error) {
 	clients := make([]*client, connections)
+	defer func() {
+		for _, c := range clients {
+			if c != nil {
+				c.conn.Close()
+			}
+		}
+	}()
 	for i := range clients {
 		c, err := dial(ctx, r.addr)
 		if err != nil {
 			return loaded{}, err
 		}
-		defer c.conn.Close() //nolint:revive // all of them are needed until the end
+		clients[i] = c
 		if _, err := c.get(r.bytes(), io.Discard); err != nil {
 			return loaded{}, err
 		}
-		clients[i] = c
 	}
 	var mu sync.Mutex
 	var all loaded

@@ -116,14 +116,14 @@ type telling struct {
 
 func (t *telling) Error(args ...any) {
 	t.failures = append(t.failures, fmt.Sprint(args...))
-	t.TB.Fail()
+	t.Fail()
 }
 
 func (t *telling) Errorf(format string, args ...any) { t.Error(fmt.Sprintf(format, args...)) }
 
 func (t *telling) Fatal(args ...any) {
 	t.failures = append(t.failures, fmt.Sprint(args...))
-	t.TB.FailNow()
+	t.FailNow()
 }
 
 func (t *telling) Fatalf(format string, args ...any) { t.Fatal(fmt.Sprintf(format, args...)) }

@@ -31,7 +31,7 @@ func wakes(b *bench) error {
 	one := newWorld(b.ctx, b, 1)
 	since := make([]int, 1)
 	for i := range wakesOfOne + 20 {
-		each, _, err := one.wake(since)
+		each, err := one.wake(since)
 		if err != nil {
 			return err
 		}
@@ -47,13 +47,13 @@ func wakes(b *bench) error {
 
 	crowd := newWorld(b.ctx, b, many)
 	since = make([]int, many)
-	first, _, err := crowd.wake(since)
+	first, err := crowd.wake(since)
 	if err != nil {
 		return err
 	}
 	var later []time.Duration
 	for range wakesOfMany {
-		each, _, err := crowd.wake(since)
+		each, err := crowd.wake(since)
 		if err != nil {
 			return err
 		}
@@ -97,9 +97,10 @@ func refreshes(b *bench) error {
 		}{
 			{&asking, func() error { return w.refresh(w.users[0]) }},
 			{&getting, func() error {
-				_, _, err := plain.MakeFullRequest(b.ctx, mxfed.RequestParams{
-					ServerName: w.remote.Name, Method: http.MethodGet, Path: mxfed.URLPath{"v1", "user", "devices", w.bob}, Authenticate: true,
-				})
+				_, _, err := plain.MakeFullRequest( //nolint:bodyclose // it reads and closes the body itself
+					b.ctx, mxfed.RequestParams{
+						ServerName: w.remote.Name, Method: http.MethodGet, Path: mxfed.URLPath{"v1", "user", "devices", w.bob}, Authenticate: true,
+					})
 				return err
 			}},
 			{&keeping, func() error {

@@ -203,8 +203,8 @@ func (w *world) ask(method, path, user string, want int) ([]byte, error) {
 }
 
 // wake has everybody's poll wait, refreshes as the first user, and returns how long after the remote's last byte each
-// sync's last byte was there, and how long the refresh took.
-func (w *world) wake(since []int) (each []time.Duration, took time.Duration, err error) {
+// sync's last byte was there.
+func (w *world) wake(since []int) (each []time.Duration, err error) {
 	w.change()
 	ends := make(chan woken, len(w.users))
 	for i, user := range w.users {
@@ -214,27 +214,25 @@ func (w *world) wake(since []int) (each []time.Duration, took time.Duration, err
 		select {
 		case <-w.waiting:
 		case <-time.After(20 * time.Second):
-			return nil, 0, errors.New("a poll has not come to wait at the homeserver")
+			return nil, errors.New("a poll has not come to wait at the homeserver")
 		}
 	}
-	began := time.Now()
 	if err := w.refresh(w.users[0]); err != nil {
-		return nil, 0, err
+		return nil, err
 	}
-	took = time.Since(began)
 	for range w.users {
 		end := <-ends
 		if end.err != nil {
-			return nil, 0, end.err
+			return nil, end.err
 		}
 		each = append(each, end.at.Sub(w.lastByte()))
 		index, err := strconv.Atoi(strings.TrimPrefix(end.user, "user"))
 		if err != nil {
-			return nil, 0, err
+			return nil, err
 		}
 		since[index] = end.next
 	}
-	return each, took, nil
+	return each, nil
 }
 
 // deviceList is the body of /user/devices for so many devices; version is in each device's keys.

@@ -61,8 +61,8 @@ func (l *Lists) Put(infos []store.KeptInfo) {
 	l.count.Store(int64(len(l.infos)))
 }
 
-// None says that no list is kept at all.
-func (l *Lists) None() bool { return l.count.Load() == 0 }
+// Len is how many lists are kept.
+func (l *Lists) Len() int { return int(l.count.Load()) }
 
 // Has says whether user's list is kept.
 func (l *Lists) Has(user id.UserID) bool {

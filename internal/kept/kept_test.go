@@ -66,26 +66,26 @@ func keep(t *testing.T, s *store.Store, user id.UserID, at time.Time) {
 // The index must say what the database holds, or a list is not served, or looked for in vain on every query.
 func TestTheIndexFollowsTheDatabase(t *testing.T) {
 	s, l := open(t)
-	if !l.None() || l.Has(bob) || len(l.Users()) != 0 {
+	if l.Len() != 0 || l.Has(bob) || len(l.Users()) != 0 {
 		t.Error("an empty database has lists")
 	}
 	keep(t, s, bob, start)
 	info, ok := l.Info(bob)
-	if l.None() || !ok || !info.FetchedAt.Equal(start) || info.Suspect || l.Has(dave) || len(l.Users()) != 1 {
+	if l.Len() == 0 || !ok || !info.FetchedAt.Equal(start) || info.Suspect || l.Has(dave) || len(l.Users()) != 1 {
 		t.Errorf("after one was kept: %+v %v", info, ok)
 	}
 	if list, err := l.Read(t.Context(), bob); err != nil || list == nil || list.UserID != bob {
 		t.Errorf("read %v (%v)", list, err)
 	}
-	if again := load(t, s); again.None() || !again.Has(bob) {
+	if again := load(t, s); again.Len() == 0 || !again.Has(bob) {
 		t.Error("a restart loses the list")
 	}
 	l.Retire(bob, start)
-	if !l.None() || l.Has(bob) {
+	if l.Len() != 0 || l.Has(bob) {
 		t.Error("a retired list is still in the index")
 	}
 	l.Close()
-	if !load(t, s).None() {
+	if load(t, s).Len() != 0 {
 		t.Error("a retired list is back after a restart")
 	}
 	if list, err := l.Read(t.Context(), bob); list != nil || err != nil {

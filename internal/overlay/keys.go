@@ -55,7 +55,7 @@ type keptList struct {
 func (p *Proxy) serveKeysQuery(w http.ResponseWriter, r *http.Request) {
 	arrived := p.cfg.Announcer.Head()
 	cred := homeserver.CredentialsOf(r)
-	if (p.cfg.Lists.None() && arrived == 0) || cred.IsZero() {
+	if (p.cfg.Lists.Len() == 0 && arrived == 0) || cred.IsZero() {
 		p.proxy.ServeHTTP(w, r)
 		return
 	}

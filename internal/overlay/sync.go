@@ -223,14 +223,13 @@ func (x *syncExchange) delivered(poll *announce.Poll, entries []announce.Entry, 
 // mayBeAnnounced says whether the homeserver could announce somebody to this user whose list is kept. Where it is not
 // known who the user is or with whom they share rooms, it could.
 func (p *Proxy) mayBeAnnounced(who *homeserver.Identity) bool {
-	if p.cfg.Lists.None() {
+	switch n := p.cfg.Lists.Len(); {
+	case n == 0:
 		return false
-	}
-	users := p.cfg.Lists.Users()
-	if who == nil || len(users) > fewKept {
+	case who == nil, n > fewKept:
 		return true
 	}
-	for _, user := range users {
+	for _, user := range p.cfg.Lists.Users() {
 		if shares, known := p.cfg.Rooms.Known(who.UserID, user); shares || !known {
 			return true
 		}
