@@ -35,6 +35,10 @@ func (a *Announcer) Begin(who freshen.Requester, cred homeserver.Credentials, si
 	d.usedAt = a.now()
 	again := d.failed
 	d.failed = false
+	if p.first {
+		// The answer carries nothing and may end in the same token as one that was lost with what it carried.
+		d.responses = nil
+	}
 	if d.loaded {
 		d.syncedWith(since)
 	}
