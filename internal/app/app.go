@@ -72,6 +72,10 @@ func Open(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *App, er
 	if a.admin, err = listen(ctx, "admin.listen", cfg.Admin.Listen); err != nil {
 		return nil, err
 	}
+	// Not before the ports are ours: another freshen that has them may have this database as well.
+	if err := a.settle(ctx, cfg); err != nil {
+		return nil, err
+	}
 	return a, nil
 }
 
@@ -121,6 +125,7 @@ func (a *App) openEngine(ctx context.Context, cfg *config.Config) (err error) {
 		SharedRoomsOnly: cfg.Limits.SharedRoomsOnly,
 		ServerAllowed:   cfg.Federation.ServerAllowed,
 		Retry:           retry.Policy{First: cfg.Retry.First, Most: cfg.Retry.Most, GiveUpAfter: cfg.Retry.GiveUpAfter},
+		Fetching:        a.lists.Fetching,
 		Owed:            func() { a.worker.Poke() },
 	}, a.store, a.federation, a.announcer, a.log)
 	a.worker = retry.NewWorker(a.store, a.engine.Pay, a.log, time.Now)
@@ -142,7 +147,7 @@ func (a *App) openEngine(ctx context.Context, cfg *config.Config) (err error) {
 		}
 		a.proxy.ServeHTTP(w, r)
 	})
-	return a.settle(ctx, cfg)
+	return nil
 }
 
 // settle brings what is owed in line with this start: claims of the process before are void, and destinations that the

@@ -5,6 +5,8 @@ package kept
 import (
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,10 +33,17 @@ type Lists struct {
 
 	writes sync.WaitGroup
 
-	mu     sync.RWMutex
-	infos  map[id.UserID]store.KeptInfo
-	closed bool
-	count  atomic.Int64
+	mu       sync.RWMutex
+	infos    map[id.UserID]store.KeptInfo
+	fetching map[id.UserID]*fetching
+	closed   bool
+	watched  atomic.Int64
+}
+
+// fetching is a fetch that is under way.
+type fetching struct {
+	times     int
+	announced bool // by the homeserver, since it began
 }
 
 // Load reads the index.
@@ -43,7 +52,7 @@ func Load(ctx context.Context, s *store.Store, log *slog.Logger) (*Lists, error)
 	if err != nil {
 		return nil, err
 	}
-	l := &Lists{store: s, log: log, infos: make(map[id.UserID]store.KeptInfo, len(infos))}
+	l := &Lists{store: s, log: log, infos: make(map[id.UserID]store.KeptInfo, len(infos)), fetching: map[id.UserID]*fetching{}}
 	l.Put(infos)
 	return l, nil
 }
@@ -53,21 +62,53 @@ func (l *Lists) Put(infos []store.KeptInfo) {
 	if len(infos) == 0 {
 		return
 	}
+	var suspect []store.KeptInfo
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	for _, info := range infos {
+		if f := l.fetching[info.UserID]; f != nil && f.announced {
+			info.Suspect = true
+			suspect = append(suspect, info)
+		}
 		l.infos[info.UserID] = info
 	}
-	l.count.Store(int64(len(l.infos)))
+	l.recount()
+	l.mu.Unlock()
+	l.recordSuspect(suspect)
 }
 
-// Len is how many lists are kept.
-func (l *Lists) Len() int { return int(l.count.Load()) }
+// Fetching says that user's list is being fetched, until done is called, which must come after the list was put: what
+// the homeserver announces meanwhile may be newer than the list.
+func (l *Lists) Fetching(user id.UserID) (done func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := l.fetching[user]
+	if f == nil {
+		f = &fetching{}
+		l.fetching[user] = f
+	}
+	f.times++
+	l.recount()
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if f.times--; f.times == 0 {
+			delete(l.fetching, user)
+			l.recount()
+		}
+	}
+}
 
-// Has says whether user's list is kept.
+func (l *Lists) recount() { l.watched.Store(int64(len(l.infos) + len(l.fetching))) }
+
+// Len is how many lists are kept or being fetched; one may count twice.
+func (l *Lists) Len() int { return int(l.watched.Load()) }
+
+// Has says whether user's list is kept or being fetched.
 func (l *Lists) Has(user id.UserID) bool {
-	_, ok := l.Info(user)
-	return ok
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	_, ok := l.infos[user]
+	return ok || l.fetching[user] != nil
 }
 
 // Info is what is known of user's kept list.
@@ -78,15 +119,13 @@ func (l *Lists) Info(user id.UserID) (store.KeptInfo, bool) {
 	return info, ok
 }
 
-// Users names everybody whose list is kept, in no order.
+// Users names everybody whose list is kept or being fetched, in no order; one may stand twice.
 func (l *Lists) Users() []id.UserID {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	users := make([]id.UserID, 0, len(l.infos))
-	for user := range l.infos {
-		users = append(users, user)
-	}
-	return users
+	users := make([]id.UserID, 0, len(l.infos)+len(l.fetching))
+	users = slices.AppendSeq(users, maps.Keys(l.infos))
+	return slices.AppendSeq(users, maps.Keys(l.fetching))
 }
 
 // Read returns user's list; nil if none is kept.
@@ -100,6 +139,9 @@ func (l *Lists) Announced(users []id.UserID) {
 	var fresh []store.KeptInfo
 	l.mu.Lock()
 	for _, user := range users {
+		if f := l.fetching[user]; f != nil {
+			f.announced = true
+		}
 		if info, ok := l.infos[user]; ok && !info.Suspect {
 			info.Suspect = true
 			l.infos[user] = info
@@ -107,6 +149,10 @@ func (l *Lists) Announced(users []id.UserID) {
 		}
 	}
 	l.mu.Unlock()
+	l.recordSuspect(fresh)
+}
+
+func (l *Lists) recordSuspect(fresh []store.KeptInfo) {
 	if len(fresh) == 0 {
 		return
 	}
@@ -191,7 +237,7 @@ func (l *Lists) Retire(user id.UserID, fetchedAt time.Time) {
 	gone := ok && info.FetchedAt.UnixMilli() == fetchedAt.UnixMilli()
 	if gone {
 		delete(l.infos, user)
-		l.count.Store(int64(len(l.infos)))
+		l.recount()
 	}
 	l.mu.Unlock()
 	if !gone {

@@ -113,6 +113,30 @@ func TestSuspicion(t *testing.T) {
 }
 
 // The homeserver healed as of an older list; a newer one that came meanwhile must stay.
+// A contact who signs in while their list is on its way here must not be hidden behind that list for an hour: it may be
+// from just before.
+func TestAnAnnouncementDuringAFetchMakesTheListSuspect(t *testing.T) {
+	s, l := open(t)
+	for _, announced := range []bool{true, false} {
+		done := l.Fetching(bob)
+		if l.Len() == 0 || !l.Has(bob) || l.Has(dave) {
+			t.Error("nobody watches for announcements of a user who is being fetched")
+		}
+		if announced {
+			l.Announced([]id.UserID{bob, dave})
+		}
+		keep(t, s, bob, start)
+		done()
+		if info, ok := l.Info(bob); !ok || info.Suspect != announced {
+			t.Errorf("announced during the fetch: %v, the list is kept: %v, suspect: %v", announced, ok, info.Suspect)
+		}
+		l.Retire(bob, start)
+		if l.Len() != 0 || l.Has(bob) {
+			t.Error("the fetch is still watched after its end")
+		}
+	}
+}
+
 func TestRetiringSparesANewerList(t *testing.T) {
 	s, l := open(t)
 	keep(t, s, bob, start)

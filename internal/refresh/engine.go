@@ -57,6 +57,8 @@ type Config struct {
 	// ServerAllowed says whether the configuration allows a destination.
 	ServerAllowed func(server string) bool
 	Retry         retry.Policy
+	// Fetching is told of each fetch, and done is called once its outcome is recorded. May be nil.
+	Fetching func(target id.UserID) (done func())
 	// Owed is called when something may be due earlier than before; it must not block.
 	Owed func()
 	// Now and Random (from [0, 1)) are the clock and the dice; nil for the real ones.
@@ -90,6 +92,9 @@ type Engine struct {
 func New(cfg Config, s *store.Store, fetch Fetcher, rooms Neighbourhood, log *slog.Logger) *Engine {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Fetching == nil {
+		cfg.Fetching = func(id.UserID) func() { return func() {} }
 	}
 	if cfg.Owed == nil {
 		cfg.Owed = func() {}

@@ -90,6 +90,7 @@ func (e *Engine) board(target id.UserID, aboard func(*flight)) (f *flight, wait 
 }
 
 func (e *Engine) fly(f *flight) {
+	defer e.cfg.Fetching(f.target)()
 	ctx, cancel := context.WithTimeout(e.ctx, e.cfg.Timeout)
 	defer cancel()
 	gen, err := e.store.DebtGen(ctx, f.target)
