@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -50,7 +49,6 @@ type Announcer struct {
 	explores chan question
 	asking   sync.Map // userTarget → struct{}: questions that are under way
 	loads    chan *device
-	wakes    atomic.Int64
 	failing  bool // saving failed last; flush's own
 	// underway counts the questions and loads that wait or run.
 	underway sync.WaitGroup
@@ -120,16 +118,6 @@ func (a *Announcer) Shares(ctx context.Context, who id.UserID, cred homeserver.C
 // Head is the position of the newest announcement.
 func (a *Announcer) Head() int64 { return a.stream.position() }
 
-// Polls counts the polls that are being held.
-func (a *Announcer) Polls() (n int) {
-	for _, d := range a.all() {
-		d.mu.Lock()
-		n += len(d.polls)
-		d.mu.Unlock()
-	}
-	return n
-}
-
 func (a *Announcer) all() []*device {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -196,7 +184,6 @@ func (a *Announcer) consider(d *device, answered question) {
 	unknown = slices.DeleteFunc(unknown, func(one store.Announcement) bool { return answered.covers(d.who.UserID, one) })
 	a.enqueue(question{user: d.who.UserID, cred: newest.cred, about: unknown})
 	if wake != nil {
-		a.wakes.Add(1)
 		wake.wake()
 	}
 }

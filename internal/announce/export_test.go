@@ -46,3 +46,13 @@ func (a *Announcer) Held(who freshen.Requester) int {
 	defer d.mu.Unlock()
 	return len(d.above) + len(d.relevant) + len(d.hurried) + len(d.carries) + len(d.responses) + len(d.polls)
 }
+
+// Polls counts the polls that are being held.
+func (a *Announcer) Polls() (n int) {
+	for _, d := range a.all() {
+		d.mu.Lock()
+		n += len(d.polls)
+		d.mu.Unlock()
+	}
+	return n
+}

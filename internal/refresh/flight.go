@@ -26,7 +26,6 @@ type flight struct {
 	done        chan struct{}
 
 	how     string
-	changed bool
 	failure *freshen.Failure
 	next    time.Time // of the failure: when it is tried again
 	told    time.Time // when the outcome was there
@@ -135,7 +134,7 @@ func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceLis
 	}
 	e.recent.put(f.target, outcome{at: now})
 	e.land(f, func() {
-		f.how, f.changed, f.told = "fetched, unchanged", kept.Changed, now
+		f.how, f.told = "fetched, unchanged", now
 		if kept.Changed {
 			f.how = "fetched, changed"
 		}
