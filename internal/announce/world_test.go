@@ -87,7 +87,7 @@ func newWorld(t testing.TB, mutual hstest.Mutual) *world {
 func (w *world) open() {
 	w.t.Helper()
 	var err error
-	if w.store, err = store.Open(context.Background(), w.path, slog.New(slog.DiscardHandler)); err != nil {
+	if w.store, err = store.Open(context.Background(), store.Config{Path: w.path, Log: slog.New(slog.DiscardHandler)}); err != nil {
 		w.t.Fatal(err)
 	}
 	w.announcer, err = announce.Open(context.Background(), w.store, rooms.New(w.hc, "a.org", w.clock.now, nil), slog.New(slog.DiscardHandler), w.clock.now)

@@ -17,6 +17,7 @@ import (
 	"freshen/internal/federation"
 	"freshen/internal/homeserver"
 	"freshen/internal/kept"
+	"freshen/internal/limit"
 	"freshen/internal/overlay"
 	"freshen/internal/refresh"
 	"freshen/internal/retry"
@@ -57,10 +58,10 @@ func Open(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *App, er
 	if err := a.openFederation(cfg); err != nil {
 		return nil, err
 	}
-	if cfg.Database.URL != nil {
-		return nil, errors.New("database: this version of freshen keeps its data in SQLite only; name a file instead of a Postgres URL")
-	}
-	if a.store, err = store.Open(ctx, cfg.Database.Path, log); err != nil {
+	if a.store, err = store.Open(ctx, store.Config{
+		Path: cfg.Database.Path, URL: cfg.Database.URL, PerDestination: limit.Rate(cfg.Limits.PerDestination),
+		SuccessFor: cfg.Cache.Success, FailureFor: cfg.Cache.Failure, Log: log,
+	}); err != nil {
 		return nil, err
 	}
 	if err := a.openEngine(ctx, cfg); err != nil {
@@ -120,8 +121,7 @@ func (a *App) openEngine(ctx context.Context, cfg *config.Config) (err error) {
 		Timeout:         cfg.Federation.Timeout,
 		SuccessFor:      cfg.Cache.Success,
 		FailureFor:      cfg.Cache.Failure,
-		PerUser:         refresh.Limit(cfg.Limits.PerUser),
-		PerDestination:  refresh.Limit(cfg.Limits.PerDestination),
+		PerUser:         limit.Rate(cfg.Limits.PerUser),
 		SharedRoomsOnly: cfg.Limits.SharedRoomsOnly,
 		ServerAllowed:   cfg.Federation.ServerAllowed,
 		Retry:           retry.Policy{First: cfg.Retry.First, Most: cfg.Retry.Most, GiveUpAfter: cfg.Retry.GiveUpAfter},

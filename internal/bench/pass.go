@@ -168,7 +168,7 @@ func bigSyncs(b *bench) error {
 
 // owe keeps a list of target's that owedOne asked for, and so announces it.
 func (b *bench) owe(path string) error {
-	s, err := store.Open(b.ctx, path, quiet())
+	s, err := store.Open(b.ctx, store.Config{Path: path, Log: quiet()})
 	if err != nil {
 		return err
 	}

@@ -78,7 +78,7 @@ func refreshes(b *bench) error {
 	base := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.ca.Pool(), MinVersion: tls.VersionTLS12}}
 	defer base.CloseIdleConnections()
 	plain := &mxfed.Client{HTTP: &http.Client{Transport: overTLS{base}}, ServerName: serverName, Key: w.key, ResponseSizeLimit: 16 << 20}
-	other, err := store.Open(b.ctx, filepath.Join(w.dir, "other.db"), quiet())
+	other, err := store.Open(b.ctx, store.Config{Path: filepath.Join(w.dir, "other.db"), Log: quiet()})
 	if err != nil {
 		return err
 	}

@@ -25,7 +25,7 @@ var start = time.UnixMilli(1_700_000_000_000)
 
 func open(t *testing.T) (*store.Store, *kept.Lists) {
 	t.Helper()
-	s, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "freshen.db"), slog.New(slog.DiscardHandler))
+	s, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "freshen.db"), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,7 +30,7 @@ func TestNothingOwedIsNotParsed(t *testing.T) {
 	client := homeserver.New(hs.URL(), nil)
 	t.Cleanup(client.CloseIdleConnections)
 	log := slog.New(slog.DiscardHandler)
-	db, err := store.Open(t.Context(), filepath.Join(t.TempDir(), "freshen.db"), log)
+	db, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "freshen.db"), Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"freshen"
 	"freshen/internal/homeserver"
+	"freshen/internal/limit"
 	"freshen/internal/retry"
 	"freshen/internal/store"
 )
@@ -22,6 +23,8 @@ import (
 const (
 	// commitTimeout bounds how long an answer waits for the database.
 	commitTimeout = 10 * time.Second
+	// busyEvery is how often it is looked whether another instance has ended its fetch.
+	busyEvery = 200 * time.Millisecond
 	// longList is from how many bytes on a list is only kept for somebody who shares a room with its user.
 	longList = 64 << 10
 	// concernsTimeout bounds the question about that.
@@ -50,8 +53,8 @@ type Config struct {
 	Timeout time.Duration
 	// SuccessFor and FailureFor are how long an outcome answers further requests for the same target.
 	SuccessFor, FailureFor time.Duration
-	// PerUser limits requests of one local user, PerDestination fetches from one server.
-	PerUser, PerDestination Limit
+	// PerUser limits requests of one local user. The limit per destination is the store's.
+	PerUser limit.Rate
 	// SharedRoomsOnly refuses a target with whom the requester shares no room.
 	SharedRoomsOnly bool
 	// ServerAllowed says whether the configuration allows a destination.
@@ -73,8 +76,7 @@ type Engine struct {
 	fetch  Fetcher
 	rooms  Neighbourhood
 	log    *slog.Logger
-	users  *limiter
-	dests  *limiter
+	users  *limit.Limiter
 	recent outcomes
 
 	// ctx ends the fetches that are running when the engine closes.
@@ -104,7 +106,7 @@ func New(cfg Config, s *store.Store, fetch Fetcher, rooms Neighbourhood, log *sl
 	}
 	e := &Engine{
 		cfg: cfg, store: s, fetch: fetch, rooms: rooms, log: log,
-		users: newLimiter(cfg.PerUser), dests: newLimiter(cfg.PerDestination),
+		users:   limit.New(cfg.PerUser),
 		recent:  newOutcomes(cfg.SuccessFor, cfg.FailureFor),
 		flights: map[id.UserID]*flight{}, probes: map[string]*probe{},
 	}
@@ -160,14 +162,7 @@ func (e *Engine) refresh(ctx context.Context, who freshen.Requester, target id.U
 		if past, ok := e.recent.get(target, e.cfg.Now()); ok {
 			return e.answerAgain(ctx, who, target, past)
 		}
-		f, wait := e.join(target, who.UserID, cred)
-		if wait > 0 {
-			return "refused", &freshen.Error{
-				Code:       freshen.CodeLimited,
-				Message:    fmt.Sprintf("Too many device lists of %s are being asked for just now: please try again in %s.", freshen.Destination(target), inWords(wait)),
-				RetryAfter: wait,
-			}
-		}
+		f := e.join(target, who.UserID, cred)
 		select {
 		case <-f.done:
 		case <-ctx.Done():
@@ -182,7 +177,7 @@ func (e *Engine) refresh(ctx context.Context, who freshen.Requester, target id.U
 
 // mayAsk refuses what costs nothing to refuse, before anything is sent.
 func (e *Engine) mayAsk(ctx context.Context, who freshen.Requester, target id.UserID, cred homeserver.Credentials) error {
-	if wait := e.users.take(string(who.UserID), e.cfg.Now()); wait > 0 {
+	if wait := e.users.Take(string(who.UserID), e.cfg.Now()); wait > 0 {
 		return &freshen.Error{
 			Code:       freshen.CodeLimited,
 			Message:    fmt.Sprintf("You have asked for many device lists in a short time: please try again in %s.", inWords(wait)),
@@ -254,10 +249,7 @@ func (e *Engine) Again(ctx context.Context, target id.UserID) (ok bool) {
 		if past, known := e.recent.get(target, e.cfg.Now()); known && past.failure != nil {
 			return false
 		}
-		f, wait := e.join(target, "", homeserver.Credentials{})
-		if wait > 0 {
-			return false
-		}
+		f := e.join(target, "", homeserver.Credentials{})
 		select {
 		case <-f.done:
 			return f.answer() == nil
@@ -277,17 +269,18 @@ func (e *Engine) Pay(ctx context.Context, debt store.Debt) error {
 		}
 		return err
 	}
-	f, wait := e.board(debt.Target, func(f *flight) { f.lease = debt.Lease })
-	if wait > 0 {
-		return e.store.Postpone(ctx, debt, now, now.Add(wait))
-	}
+	f := e.board(debt.Target, func(f *flight) { f.lease = debt.Lease })
 	select {
 	case <-f.done:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if f.lease != debt.Lease { // a request's flight that had landed before we came
-		return e.store.Postpone(ctx, debt, now, e.cfg.Now())
+	if f.lease != debt.Lease || !f.recorded { // a request's flight that had landed before we came, or was no fetch at all
+		again := e.cfg.Now()
+		if f.err != nil {
+			again = again.Add(f.err.RetryAfter)
+		}
+		return e.store.Postpone(ctx, debt, now, again)
 	}
 	return nil
 }

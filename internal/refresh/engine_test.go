@@ -16,6 +16,7 @@ import (
 
 	"freshen"
 	"freshen/internal/homeserver"
+	"freshen/internal/limit"
 	"freshen/internal/refresh"
 	"freshen/internal/retry"
 	"freshen/internal/store"
@@ -100,29 +101,36 @@ func unknown(_ context.Context, target id.UserID) error {
 	}
 }
 
+// settings are what a test may change.
+type settings struct {
+	refresh.Config
+	perDestination limit.Rate
+}
+
 // within runs test in a bubble.
-func within(t *testing.T, edit func(*refresh.Config), test func(t *testing.T, b *bed)) {
+func within(t *testing.T, edit func(*settings), test func(t *testing.T, b *bed)) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "freshen.db")
 	synctest.Test(t, func(t *testing.T) {
-		s, err := store.Open(t.Context(), path, slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
-		b := &bed{t: t, store: s, script: &script{began: time.Now()}}
-		cfg := refresh.Config{
+		b := &bed{t: t, script: &script{began: time.Now()}}
+		cfg := settings{perDestination: limit.Rate{Every: time.Second, Burst: 1000}, Config: refresh.Config{
 			ServerName: "a.example", Timeout: 10 * time.Second, SuccessFor: 30 * time.Second, FailureFor: 10 * time.Second,
-			PerUser: refresh.Limit{Every: time.Second, Burst: 1000}, PerDestination: refresh.Limit{Every: time.Second, Burst: 1000},
+			PerUser:       limit.Rate{Every: time.Second, Burst: 1000},
 			ServerAllowed: func(string) bool { return true },
 			Retry:         retry.Policy{First: 30 * time.Second, Most: 6 * time.Hour, GiveUpAfter: 24 * time.Hour},
 			Random:        func() float64 { return 0.5 },
 			Owed:          func() { b.worker.Poke() },
-		}
+		}}
 		if edit != nil {
 			edit(&cfg)
 		}
 		log := slog.New(slog.DiscardHandler)
-		b.engine = refresh.New(cfg, s, b.script, b.script, log)
+		s, err := store.Open(t.Context(), store.Config{Path: path, PerDestination: cfg.perDestination, Log: log})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.store = s
+		b.engine = refresh.New(cfg.Config, s, b.script, b.script, log)
 		b.worker = retry.NewWorker(s, b.engine.Pay, log, time.Now)
 		b.stop = sync.OnceFunc(b.engine.Close)
 		test(t, b)
@@ -203,9 +211,9 @@ func TestAFailureAnswersForTenSeconds(t *testing.T) {
 
 // The limits hold to the millisecond: who comes back when told to is served.
 func TestLimitsComeBackWhenTheySaid(t *testing.T) {
-	for name, edit := range map[string]func(*refresh.Config){
-		"user":        func(c *refresh.Config) { c.PerUser = refresh.Limit{Every: 6 * time.Second, Burst: 3} },
-		"destination": func(c *refresh.Config) { c.PerDestination = refresh.Limit{Every: 6 * time.Second, Burst: 3} },
+	for name, edit := range map[string]func(*settings){
+		"user":        func(c *settings) { c.PerUser = limit.Rate{Every: 6 * time.Second, Burst: 3} },
+		"destination": func(c *settings) { c.perDestination = limit.Rate{Every: 6 * time.Second, Burst: 3} },
 	} {
 		within(t, edit, func(t *testing.T, b *bed) {
 			n := 0
@@ -424,7 +432,7 @@ func TestCloseOwesWhatItInterrupts(t *testing.T) {
 // What the configuration has come to deny is not asked for, and not owed either.
 func TestADeniedDebtIsDropped(t *testing.T) {
 	allowed := true
-	within(t, func(c *refresh.Config) { c.ServerAllowed = func(string) bool { return allowed } }, func(t *testing.T, b *bed) {
+	within(t, func(c *settings) { c.ServerAllowed = func(string) bool { return allowed } }, func(t *testing.T, b *bed) {
 		b.does(down)
 		_ = b.refresh("@a:a.example", bob)
 		allowed = false

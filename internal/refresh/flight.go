@@ -2,6 +2,7 @@ package refresh
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"maps"
@@ -22,14 +23,16 @@ type flight struct {
 	destination string
 	requesters  map[id.UserID]homeserver.Credentials
 	lease       string // of the retry that rides along, if one does
+	token       string // names this fetch among those of all instances
 	sealed      bool   // nobody can come aboard any more: the outcome is being recorded
 	done        chan struct{}
 
-	how     string
-	failure *freshen.Failure
-	next    time.Time // of the failure: when it is tried again
-	told    time.Time // when the outcome was there
-	err     *freshen.Error
+	how      string
+	recorded bool // what came of it stands in the database, for the retry that rides along too
+	failure  *freshen.Failure
+	next     time.Time // of the failure: when it is tried again
+	told     time.Time // when the outcome was there
+	err      *freshen.Error
 }
 
 func (f *flight) has(user id.UserID) bool {
@@ -47,9 +50,8 @@ func (f *flight) answer() error {
 	return nil
 }
 
-// join boards the flight to target, or starts one. user is empty for a fetch that nobody is promised anything of. wait
-// is set, and the flight nil, if the destination's limit forbids a new one.
-func (e *Engine) join(target, user id.UserID, cred homeserver.Credentials) (f *flight, wait time.Duration) {
+// join boards the flight to target, or starts one. user is empty for a fetch that nobody is promised anything of.
+func (e *Engine) join(target, user id.UserID, cred homeserver.Credentials) *flight {
 	return e.board(target, func(f *flight) {
 		if user != "" {
 			f.requesters[user] = cred
@@ -58,16 +60,16 @@ func (e *Engine) join(target, user id.UserID, cred homeserver.Credentials) (f *f
 }
 
 // board is join for anybody: aboard runs, under the lock, where the flight still takes passengers.
-func (e *Engine) board(target id.UserID, aboard func(*flight)) (f *flight, wait time.Duration) {
+func (e *Engine) board(target id.UserID, aboard func(*flight)) *flight {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if f := e.flights[target]; f != nil {
 		if !f.sealed {
 			aboard(f)
 		}
-		return f, 0
+		return f
 	}
-	f = &flight{
+	f := &flight{
 		target:      target,
 		destination: freshen.Destination(target),
 		requesters:  map[id.UserID]homeserver.Credentials{},
@@ -78,26 +80,38 @@ func (e *Engine) board(target id.UserID, aboard func(*flight)) (f *flight, wait 
 		f.how = "failed"
 		f.err = &freshen.Error{Code: freshen.CodeDatabaseAway, Message: "freshen is shutting down: please try again in a minute."}
 		close(f.done)
-		return f, 0
-	}
-	if wait := e.dests.take(f.destination, e.cfg.Now()); wait > 0 {
-		return nil, wait
+		return f
 	}
 	e.flights[target] = f
 	e.wg.Go(func() { e.fly(f) })
-	return f, 0
+	return f
 }
 
+// fly makes the fetch and records what came of it. Where another instance was faster, it is begun again, which then
+// mostly finds the other's outcome.
 func (e *Engine) fly(f *flight) {
 	defer e.cfg.Fetching(f.target)()
+	for range maxFetches {
+		if err := e.tryFly(f); !errors.Is(err, store.ErrSuperseded) {
+			return
+		}
+	}
+	e.land(f, func() { f.how, f.err = "failed", store.Away(store.ErrSuperseded) })
+}
+
+// tryFly lands the flight unless it returns [store.ErrSuperseded].
+func (e *Engine) tryFly(f *flight) error {
 	ctx, cancel := context.WithTimeout(e.ctx, e.cfg.Timeout)
 	defer cancel()
-	gen, err := e.store.DebtGen(ctx, f.target)
-	if err != nil {
-		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
-		return
+	begun, err := e.begin(ctx, f)
+	if err == nil && begun.Wait > 0 {
+		e.land(f, func() { f.how, f.err = "refused", limited(f.destination, begun.Wait) })
+		return nil
 	}
-	list, err := e.ask(ctx, f)
+	var list *freshen.DeviceList
+	if err == nil && begun.Past == nil {
+		list, err = e.ask(ctx, f, begun.Destination)
+	}
 
 	e.mu.Lock()
 	f.sealed = true
@@ -106,22 +120,94 @@ func (e *Engine) fly(f *flight) {
 	// The answer is recorded even while we shut down: the fetch has been made, and somebody may wait to be told.
 	ctx, cancel = context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 	defer cancel()
-	if err != nil {
-		e.fail(ctx, f, err)
-		return
+	switch {
+	case begun.Past != nil:
+		return e.landBehind(ctx, f, *begun.Past)
+	case err == nil:
+		return e.succeed(ctx, f, list, begun.Gen)
 	}
-	e.succeed(ctx, f, list, gen)
+	if away, ok := errors.AsType[*freshen.Error](err); ok && e.ctx.Err() == nil {
+		e.land(f, func() { f.how, f.err = "failed", away })
+		return nil
+	}
+	return e.fail(ctx, f, err)
 }
 
-func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceList, gen int64) {
+// begin waits until no other instance is at the same, and takes a place in the destination's rate. The error is a
+// *[freshen.Error] where the database is away and a *[freshen.Failure] where the time is up.
+func (e *Engine) begin(ctx context.Context, f *flight) (store.Begun, error) {
+	f.token = rand.Text()
+	for {
+		e.mu.Lock()
+		claimed := f.lease != ""
+		e.mu.Unlock()
+		begun, err := e.store.Begin(ctx, store.Fetch{
+			Target: f.target, Token: f.token, Now: e.cfg.Now(), Lease: e.cfg.Timeout + commitTimeout, Claimed: claimed,
+		})
+		if err != nil {
+			return begun, store.Away(err)
+		}
+		if !begun.Busy {
+			return begun, nil
+		}
+		select {
+		case <-time.After(busyEvery):
+		case <-ctx.Done():
+			return begun, &freshen.Failure{
+				Destination: f.destination, Reason: freshen.ReasonTimeout, Err: ctx.Err(),
+				Sentence: fmt.Sprintf("%s is being asked already, and has not answered that request in time.", f.destination),
+			}
+		}
+	}
+}
+
+// landBehind tells those aboard what another instance's fetch brought a moment ago.
+func (e *Engine) landBehind(ctx context.Context, f *flight, past store.Past) error {
+	e.recent.put(f.target, outcome{at: past.At, failure: past.Failure})
 	now := e.cfg.Now()
-	kept, err := e.store.Keep(ctx, store.Fetched{
-		List: list, At: now, Requesters: slices.Sorted(maps.Keys(f.requesters)), PaidGen: gen,
-		HashOnly: list.Size() > longList && !e.concerns(ctx, f),
-	})
+	asking := slices.Sorted(maps.Keys(f.requesters))
+	var next time.Time
+	var err error
+	switch {
+	case len(asking) == 0:
+	case past.Failure == nil:
+		err = e.store.AnnounceTo(ctx, f.target, asking, now)
+	case past.Failure.Blames() != freshen.BlameNobody:
+		next, err = e.store.AskAgain(ctx, f.target, asking, now)
+	}
 	if err != nil {
 		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
-		return
+		return nil
+	}
+	e.land(f, func() {
+		f.how, f.failure, f.next, f.told = "fetched by another instance", past.Failure, next, now
+		if past.Failure != nil {
+			f.how = "failed at another instance"
+		}
+	})
+	return nil
+}
+
+func limited(destination string, wait time.Duration) *freshen.Error {
+	return &freshen.Error{
+		Code:       freshen.CodeLimited,
+		Message:    fmt.Sprintf("Too many device lists of %s are being asked for just now: please try again in %s.", destination, inWords(wait)),
+		RetryAfter: wait,
+	}
+}
+
+func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceList, gen int64) error {
+	now := e.cfg.Now()
+	kept, err := e.store.Keep(ctx, store.Fetched{
+		List: list, At: now, Requesters: slices.Sorted(maps.Keys(f.requesters)), PaidGen: gen, Token: f.token,
+		HashOnly: list.Size() > longList && !e.concerns(ctx, f),
+	})
+	if errors.Is(err, store.ErrSuperseded) {
+		return err
+	}
+	if err != nil {
+		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
+		return nil
 	}
 	if len(list.Dropped) > 0 {
 		e.log.Warn("left out parts of a device list that do not belong in it", "target", f.target, "dropped", list.Dropped)
@@ -134,7 +220,7 @@ func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceLis
 	}
 	e.recent.put(f.target, outcome{at: now})
 	e.land(f, func() {
-		f.how, f.told = "fetched, unchanged", now
+		f.how, f.told, f.recorded = "fetched, unchanged", now, true
 		if kept.Changed {
 			f.how = "fetched, changed"
 		}
@@ -144,6 +230,7 @@ func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceLis
 			e.rooms.Explore(user, cred, f.target)
 		}
 	}
+	return nil
 }
 
 // concerns says whether one of the requesters shares a room with the target. A long list is kept only then: anybody may
@@ -159,7 +246,7 @@ func (e *Engine) concerns(ctx context.Context, f *flight) bool {
 	return false
 }
 
-func (e *Engine) fail(ctx context.Context, f *flight, err error) {
+func (e *Engine) fail(ctx context.Context, f *flight, err error) error {
 	var failure *freshen.Failure
 	if !errors.As(err, &failure) {
 		failure = &freshen.Failure{
@@ -169,23 +256,26 @@ func (e *Engine) fail(ctx context.Context, f *flight, err error) {
 	}
 	if e.ctx.Err() != nil {
 		e.interrupted(ctx, f)
-		return
+		return nil
 	}
 	now := e.cfg.Now()
 	var before, after store.Destination
 	var owed bool
 	next, err := e.store.RecordFailure(ctx, store.Failed{
 		Target: f.target, Destination: f.destination, At: now,
-		Requesters: slices.Sorted(maps.Keys(f.requesters)), Lease: f.lease,
+		Requesters: slices.Sorted(maps.Keys(f.requesters)), Lease: f.lease, Token: f.token, Failure: failure,
 	}, func(dest store.Destination, debt store.Debt) (store.Destination, store.Debt, bool) {
 		before = dest
 		dest, debt, owed = e.cfg.Retry.Failure(dest, debt, failure, now, e.cfg.Random())
 		after = dest
 		return dest, debt, owed
 	})
+	if errors.Is(err, store.ErrSuperseded) {
+		return err
+	}
 	if err != nil {
 		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
-		return
+		return nil
 	}
 	if !owed && f.lease != "" {
 		e.log.Warn("gave up a debt", "target", f.target, "reason", failure.Reason)
@@ -198,15 +288,17 @@ func (e *Engine) fail(ctx context.Context, f *flight, err error) {
 			"sentence", failure.Sentence, "retry_at", after.RetryAt.UTC().Format(time.RFC3339))
 	}
 	e.recent.put(f.target, outcome{at: now, failure: failure})
-	e.land(f, func() { f.how, f.failure, f.next, f.told = "failed", failure, next, now })
+	e.land(f, func() { f.how, f.failure, f.next, f.told, f.recorded = "failed", failure, next, now, true })
+	return nil
 }
 
 // interrupted records what was asked for and not fetched because we are shutting down. It counts against nobody.
 func (e *Engine) interrupted(ctx context.Context, f *flight) {
 	now := e.cfg.Now()
-	next, err := now, error(nil)
+	next, err := now, e.store.Abandon(ctx, f.target, f.token)
 	if len(f.requesters) > 0 {
-		next, err = e.store.AskAgain(ctx, f.target, slices.Sorted(maps.Keys(f.requesters)), now)
+		asked, askErr := e.store.AskAgain(ctx, f.target, slices.Sorted(maps.Keys(f.requesters)), now)
+		next, err = asked, errors.Join(err, askErr)
 	}
 	if f.lease != "" {
 		err = errors.Join(err, e.store.Postpone(ctx, store.Debt{Target: f.target, Destination: f.destination, Lease: f.lease}, now, now))
@@ -216,7 +308,7 @@ func (e *Engine) interrupted(ctx context.Context, f *flight) {
 		return
 	}
 	e.land(f, func() {
-		f.how, f.next, f.told = "interrupted", next, now
+		f.how, f.next, f.told, f.recorded = "interrupted", next, now, true
 		f.failure = &freshen.Failure{
 			Destination: f.destination, Reason: freshen.ReasonTimeout,
 			Sentence: fmt.Sprintf("freshen was stopped before %s answered.", f.destination),
@@ -235,6 +327,9 @@ func (e *Engine) land(f *flight, outcome func()) {
 	e.cfg.Owed()
 }
 
+// maxFetches is how often a flight is begun anew because another instance was faster.
+const maxFetches = 3
+
 // probe lets one request at a time through to a destination that is backing off.
 type probe struct {
 	turn    chan struct{}
@@ -245,9 +340,8 @@ type probe struct {
 
 // ask fetches the list. Requests to a destination that is backing off go one after the other; those that waited while
 // one failed share its failure instead of trying the same again.
-func (e *Engine) ask(ctx context.Context, f *flight) (*freshen.DeviceList, error) {
-	dest, err := e.store.Backoff(ctx, f.destination)
-	if err != nil || dest.Failures == 0 { // not knowing is no reason to wait
+func (e *Engine) ask(ctx context.Context, f *flight, dest store.Destination) (*freshen.DeviceList, error) {
+	if dest.Failures == 0 {
 		return e.fetch.FetchDeviceList(ctx, f.target)
 	}
 	began := e.cfg.Now()

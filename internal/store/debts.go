@@ -57,13 +57,16 @@ type Failed struct {
 	Requesters []id.UserID
 	// Lease is the retry's claim; empty for a request. A claim that was lost meanwhile changes the debt no more.
 	Lease string
+	// Token is the fetch's, and Failure what came of it.
+	Token   string
+	Failure *freshen.Failure
 }
 
 // Verdict says how the states change by a failure. It is pure: it may run more than once.
 type Verdict func(Destination, Debt) (dest Destination, debt Debt, owed bool)
 
 // RecordFailure makes the failure and what is owed for it durable. nextTry is when the debt will be tried next; zero if
-// nothing is owed any more.
+// nothing is owed any more. The error may be [ErrSuperseded].
 func (s *Store) RecordFailure(ctx context.Context, f Failed, verdict Verdict) (nextTry time.Time, err error) {
 	err = s.update(ctx, func(ctx context.Context, t *tx) error {
 		nextTry = time.Time{}
@@ -134,16 +137,6 @@ func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.
 	return nextTry, err
 }
 
-// DebtGen is the target's debt as it stands: what a success of a fetch that begins now will pay. 0 if nothing is owed.
-func (s *Store) DebtGen(ctx context.Context, target id.UserID) (int64, error) {
-	var gen int64
-	err := s.read.QueryRowContext(ctx, `SELECT gen FROM debts WHERE user_id = $1`, target).Scan(&gen)
-	if errors.Is(err, sql.ErrNoRows) {
-		return 0, nil
-	}
-	return gen, err
-}
-
 // Debts counts what is owed in all.
 func (s *Store) Debts(ctx context.Context) (n int, err error) {
 	err = s.read.QueryRowContext(ctx, `SELECT count(*) FROM debts`).Scan(&n)
@@ -156,7 +149,8 @@ func (s *Store) Backoff(ctx context.Context, name string) (Destination, error) {
 }
 
 // Claim takes at most limit debts that are due, so that nobody else tries them before now+lease: of each destination
-// at most four at once, and one while it is backing off. A claim ends with RecordFailure, Keep, Postpone or by time.
+// as many as its rate allows, at most four at once, and one while it is backing off. A claim ends with RecordFailure,
+// Keep, Postpone or by time.
 func (s *Store) Claim(ctx context.Context, now time.Time, lease time.Duration, token string, limit int) (claimed []Debt, err error) {
 	err = s.update(ctx, func(ctx context.Context, t *tx) error {
 		claimed = nil
@@ -168,7 +162,7 @@ func (s *Store) Claim(ctx context.Context, now time.Time, lease time.Duration, t
 			if len(claimed) >= limit {
 				return nil
 			}
-			debts, err := t.claimOf(ctx, name, now, now.Add(lease), token, limit-len(claimed))
+			debts, err := s.claimOf(ctx, t, name, now, now.Add(lease), token, limit-len(claimed))
 			if err != nil {
 				return err
 			}
@@ -184,7 +178,7 @@ func (t *tx) dueDestinations(ctx context.Context, now time.Time, limit int) ([]s
 		`SELECT name FROM destinations WHERE due_at <= $1 ORDER BY due_at LIMIT $2`, millis(now), limit)
 }
 
-func (t *tx) claimOf(ctx context.Context, name string, now, until time.Time, token string, limit int) ([]Debt, error) {
+func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time.Time, token string, limit int) (claimed []Debt, err error) {
 	dest, err := t.destination(ctx, name)
 	if err != nil {
 		return nil, err
@@ -199,13 +193,22 @@ func (t *tx) claimOf(ctx context.Context, name string, now, until time.Time, tok
 	if err != nil {
 		return nil, err
 	}
-	for i := range debts {
-		debts[i].Lease, debts[i].DueAt = token, until
-		if err := t.putDebt(ctx, debts[i]); err != nil {
+	var wait time.Duration
+	for _, debt := range debts {
+		if wait = s.rates.Take(name, now); wait > 0 {
+			break
+		}
+		debt.Lease, debt.DueAt = token, until
+		if err := t.putDebt(ctx, debt); err != nil {
 			return nil, err
 		}
+		claimed = append(claimed, debt)
 	}
-	return debts, t.schedule(ctx, name, now)
+	if err := t.schedule(ctx, name, now); err != nil || wait == 0 {
+		return claimed, err
+	}
+	_, err = t.exec(ctx, `UPDATE destinations SET due_at = $1 WHERE name = $2 AND due_at < $1`, millis(now.Add(wait)), name)
+	return claimed, err
 }
 
 // Postpone gives a claimed debt back, to be claimed again at until, without counting a failure.

@@ -42,7 +42,8 @@ func (s *Store) DevicePosition(ctx context.Context, user id.UserID, device id.De
 	return p, err
 }
 
-// SavePositions stores what devices have acknowledged.
+// SavePositions stores what devices have acknowledged. It takes nothing back: what stands there may come from another
+// instance, through which the device has synced as well.
 func (s *Store) SavePositions(ctx context.Context, positions []DevicePosition) error {
 	if len(positions) == 0 {
 		return nil
@@ -59,15 +60,18 @@ func (s *Store) SavePositions(ctx context.Context, positions []DevicePosition) e
 
 func (t *tx) savePosition(ctx context.Context, p DevicePosition) error {
 	if _, err := t.exec(ctx, `INSERT INTO sync_positions (user_id, device_id, acked, seen_at) VALUES ($1, $2, $3, $4)
-		ON CONFLICT (user_id, device_id) DO UPDATE SET acked = excluded.acked, seen_at = excluded.seen_at`,
+		ON CONFLICT (user_id, device_id) DO UPDATE SET seen_at = excluded.seen_at,
+			acked = CASE WHEN excluded.acked > sync_positions.acked THEN excluded.acked ELSE sync_positions.acked END`,
 		p.UserID, p.DeviceID, p.Acked, millis(p.SeenAt)); err != nil {
 		return err
 	}
-	if _, err := t.exec(ctx, `DELETE FROM sync_acks WHERE user_id = $1 AND device_id = $2`, p.UserID, p.DeviceID); err != nil {
+	if _, err := t.exec(ctx, `DELETE FROM sync_acks WHERE user_id = $1 AND device_id = $2 AND acked <= $3`, p.UserID, p.DeviceID, p.Acked); err != nil {
 		return err
 	}
 	for target, acked := range p.Above {
-		if _, err := t.exec(ctx, `INSERT INTO sync_acks (user_id, device_id, target, acked) VALUES ($1, $2, $3, $4)`,
+		if _, err := t.exec(ctx, `INSERT INTO sync_acks (user_id, device_id, target, acked) VALUES ($1, $2, $3, $4)
+			ON CONFLICT (user_id, device_id, target) DO UPDATE SET
+				acked = CASE WHEN excluded.acked > sync_acks.acked THEN excluded.acked ELSE sync_acks.acked END`,
 			p.UserID, p.DeviceID, target, acked); err != nil {
 			return err
 		}

@@ -32,8 +32,9 @@ type Fetched struct {
 	At   time.Time
 	// Requesters are the local users whose request this was; none for a retry.
 	Requesters []id.UserID
-	// PaidGen is [Store.DebtGen] as it stood when the fetch began.
+	// PaidGen is [Begun.Gen] of the fetch, and Token its token.
 	PaidGen int64
+	Token   string
 	// HashOnly announces the list without keeping it, because it is too long for what is known of its user. A user with
 	// whom somebody shares a room has theirs kept all the same.
 	HashOnly bool
@@ -60,7 +61,8 @@ type KeptInfo struct {
 	Shared bool
 }
 
-// Keep stores the list, announces it, pays the debt and clears the destination's backoff, all in one transaction.
+// Keep stores the list, announces it, pays the debt and clears the destination's backoff, all in one transaction. The
+// error may be [ErrSuperseded].
 func (s *Store) Keep(ctx context.Context, f Fetched) (kept Kept, err error) {
 	target := f.List.UserID
 	encoded := f.List.Encode()

@@ -12,11 +12,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"os"
-	"strings"
 	"time"
 
 	"freshen"
+	"freshen/internal/limit"
 )
 
 // batchSize is the most changes in one commit; measured, more gains nothing.
@@ -30,6 +31,7 @@ type Store struct {
 	read  *sql.DB
 	write *sql.DB
 	log   *slog.Logger
+	rates *limit.Limiter // of destinations
 
 	changes chan *change
 	closing chan struct{}
@@ -59,22 +61,36 @@ type tx struct {
 	change *change
 }
 
-// Open opens the SQLite file at path, creates it if it is missing, and brings its tables up to date. An error is a
-// sentence for the administrator that names the file.
-func Open(ctx context.Context, path string, log *slog.Logger) (*Store, error) {
-	if strings.HasPrefix(path, "postgres://") || strings.HasPrefix(path, "postgresql://") {
+// Config says which database to open, and what its instances have in common.
+type Config struct {
+	// Path is an SQLite file.
+	Path string
+	// URL is a Postgres database, in place of Path.
+	URL *url.URL
+	// PerDestination limits the fetches from one server, over all instances of freshen.
+	PerDestination limit.Rate
+	// SuccessFor and FailureFor are how long the outcome of one instance's fetch answers for the others.
+	SuccessFor, FailureFor time.Duration
+	Log                    *slog.Logger
+}
+
+// Open opens the database, creates an SQLite file that is missing, and brings the tables up to date. An error is a
+// sentence for the administrator that names the database.
+func Open(ctx context.Context, cfg Config) (*Store, error) {
+	if cfg.URL != nil {
 		return nil, errors.New("database: this version of freshen keeps its data in SQLite only; name a file instead of a Postgres URL")
 	}
-	if err := probeFile(path); err != nil {
+	if err := probeFile(cfg.Path); err != nil {
 		return nil, err
 	}
 	s := &Store{
-		log:     log,
+		log:     cfg.Log,
+		rates:   limit.New(cfg.PerDestination),
 		changes: make(chan *change, batchSize),
 		closing: make(chan struct{}),
 		done:    make(chan struct{}),
 	}
-	if err := s.openSQLite(ctx, path); err != nil {
+	if err := s.openSQLite(ctx, cfg.Path); err != nil {
 		return nil, errors.Join(err, s.closePools())
 	}
 	go s.writeLoop()

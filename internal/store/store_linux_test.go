@@ -40,7 +40,7 @@ func TestADatabaseThatMayNotBeWritten(t *testing.T) {
 			result := make(chan error, 1)
 			go func() {
 				asNobody()
-				s, err := store.Open(t.Context(), path, slog.New(slog.DiscardHandler))
+				s, err := store.Open(t.Context(), store.Config{Path: path, Log: slog.New(slog.DiscardHandler)})
 				if err == nil {
 					err = s.Close()
 				}

@@ -24,7 +24,7 @@ var start = time.UnixMilli(1_700_000_000_000)
 
 func open(t *testing.T, path string) *store.Store {
 	t.Helper()
-	s, err := store.Open(t.Context(), path, slog.New(slog.DiscardHandler))
+	s, err := store.Open(t.Context(), store.Config{Path: path, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,11 +147,11 @@ func TestClaimsOfADestinationAreBounded(t *testing.T) {
 
 func keep(t *testing.T, s *store.Store, target id.UserID, at time.Time, requesters ...id.UserID) store.Kept {
 	t.Helper()
-	gen, err := s.DebtGen(t.Context(), target)
+	begun, err := s.Begin(t.Context(), store.Fetch{Target: target, Now: at, Token: string(target), Lease: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
-	kept, err := s.Keep(t.Context(), store.Fetched{List: list(t, target, "key"), At: at, Requesters: requesters, PaidGen: gen})
+	kept, err := s.Keep(t.Context(), store.Fetched{List: list(t, target, "key"), At: at, Requesters: requesters, PaidGen: begun.Gen, Token: string(target)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,14 +162,14 @@ func keep(t *testing.T, s *store.Store, target id.UserID, at time.Time, requeste
 func TestADebtAskedForDuringAFetchIsNotSwallowed(t *testing.T) {
 	s := fresh(t)
 	owe(t, s, "@bob:b.org", "@alice:a.org", start, time.Hour)
-	gen, err := s.DebtGen(t.Context(), "@bob:b.org")
+	begun, err := s.Begin(t.Context(), store.Fetch{Target: "@bob:b.org", Now: start, Token: "fetch", Lease: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := s.AskAgain(t.Context(), "@bob:b.org", []id.UserID{"@carol:a.org"}, start); err != nil {
 		t.Fatal(err)
 	}
-	kept, err := s.Keep(t.Context(), store.Fetched{List: list(t, "@bob:b.org", "key"), At: start, PaidGen: gen})
+	kept, err := s.Keep(t.Context(), store.Fetched{List: list(t, "@bob:b.org", "key"), At: start, PaidGen: begun.Gen, Token: "fetch"})
 	if err != nil || kept.Paid {
 		t.Fatalf("paid %v (%v) what was asked for after the fetch had begun", kept.Paid, err)
 	}
@@ -379,12 +379,11 @@ func TestDatabaseFilesThatCannotBeUsed(t *testing.T) {
 		"no database":            {write("text.db", strings.Repeat("no database at all. ", 300)), "cannot be used as an SQLite database"},
 		"another program's":      {run(filepath.Join(dir, "synapse.db"), `CREATE TABLE device_lists_remote_cache (a)`), "another program"},
 		"of a newer version":     {newer, "newer freshen"},
-		"a Postgres URL":         {"postgres://u:secret@localhost/x", "SQLite only"},
 		"a device, not a file":   {os.DevNull, "regular file"},
 		"a socket-like odd path": {filepath.Join(dir, "text.db", "below"), "database:"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, err := store.Open(context.Background(), c.path, slog.New(slog.DiscardHandler))
+			s, err := store.Open(context.Background(), store.Config{Path: c.path, Log: slog.New(slog.DiscardHandler)})
 			if err == nil {
 				_ = s.Close()
 				t.Fatal("it was opened")

@@ -1,0 +1,73 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"freshen"
+)
+
+// ErrSuperseded is what the outcome of a fetch gets that another instance has begun anew meanwhile, because this one
+// did not finish it in time: nothing of it was recorded.
+var ErrSuperseded = errors.New("another instance has fetched this device list meanwhile")
+
+// Fetch is a fetch that is about to begin. It ends with [Store.Keep], [Store.RecordFailure] or [Store.Abandon].
+type Fetch struct {
+	Target id.UserID
+	// Token names this fetch and no other.
+	Token string
+	Now   time.Time
+	// Lease is how long it may take; after that another instance may begin the same.
+	Lease time.Duration
+	// Claimed says that this is a retry, for which [Store.Claim] has taken a place in the destination's rate. It is made
+	// whatever came of a fetch just before.
+	Claimed bool
+}
+
+// Begun says how a fetch begins, or, if Wait, Busy or Past is set, that it does not.
+type Begun struct {
+	// Gen is the target's debt as it stands: what a success will pay. 0 if nothing is owed.
+	Gen int64
+	// Destination is how the destination stands.
+	Destination Destination
+
+	// Wait: the destination's rate is used up, for so long.
+	Wait time.Duration
+	// Busy: another instance fetches this list, or is trying this destination, which is backing off.
+	Busy bool
+	// Past is what came of a fetch that another instance made just before.
+	Past *Past
+}
+
+// Past is how a fetch ended that was made a moment ago. Failure is nil for a success.
+type Past struct {
+	At      time.Time
+	Failure *freshen.Failure
+}
+
+// Begin is asked before each fetch: it keeps to the destination's rate, over all instances, and to one fetch of a target
+// at a time.
+func (s *Store) Begin(ctx context.Context, f Fetch) (Begun, error) {
+	name := freshen.Destination(f.Target)
+	if !f.Claimed {
+		if wait := s.rates.Take(name, f.Now); wait > 0 {
+			return Begun{Wait: wait}, nil
+		}
+	}
+	begun := Begun{}
+	err := s.read.QueryRowContext(ctx, `SELECT gen FROM debts WHERE user_id = $1`, f.Target).Scan(&begun.Gen)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return Begun{}, err
+	}
+	begun.Destination, err = s.Backoff(ctx, name)
+	return begun, err
+}
+
+// Abandon ends a fetch of which nothing is to be recorded.
+func (s *Store) Abandon(context.Context, id.UserID, string) error {
+	return nil // one process has its fetches in memory
+}
