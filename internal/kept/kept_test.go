@@ -27,7 +27,7 @@ var start = time.UnixMilli(1_700_000_000_000)
 // clock is the time at which the homeserver announces somebody.
 type clock struct{ at atomic.Int64 }
 
-func (c *clock) now() time.Time     { return start.Add(time.Duration(c.at.Load())) }
+func (c *clock) now() time.Time      { return start.Add(time.Duration(c.at.Load())) }
 func (c *clock) set(d time.Duration) { c.at.Store(int64(d)) }
 
 func open(t *testing.T) (*store.Store, *kept.Lists) {

@@ -92,9 +92,11 @@ func (s *Store) openPostgres(ctx context.Context, cfg Config) error {
 	if err := s.startHearing(ctx); err != nil {
 		return server.cannotOpen(err)
 	}
+	listener := config.Copy()
+	listener.RuntimeParams["application_name"] += " (listens)"
 	s.sharing = &sharing{
 		instance: rand.Text(), rate: cfg.PerDestination, successFor: cfg.SuccessFor, failureFor: cfg.FailureFor,
-		listener: config, later: make(chan struct{}, 1),
+		listener: listener, later: make(chan struct{}, 1),
 	}
 	s.sharing.start(s)
 	return nil

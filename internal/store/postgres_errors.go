@@ -101,6 +101,14 @@ func (s server) noAnswer(err error) error {
 	return &UnreachableError{fmt.Errorf("database: %s does not answer; is Postgres running, and does it listen there? %w", s.name(), err)}
 }
 
+// cut says that the connection was lost, and not that Postgres refused what was asked for over it or took too long.
+func cut(err error) bool {
+	if known, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return strings.HasPrefix(known.Code, operatorIntervention)
+	}
+	return !errors.Is(err, context.DeadlineExceeded)
+}
+
 func (s server) readOnly(why string) error {
 	return fmt.Errorf("database: %s may only be read (%s): name the primary, or let freshen write", s.name(), why)
 }

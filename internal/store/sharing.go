@@ -86,7 +86,7 @@ func (s *Store) listen(ctx context.Context) {
 
 // listenOnce returns when the connection is lost.
 func (s *Store) listenOnce(ctx context.Context, connected func()) (err error) {
-	conn, err := pgx.ConnectConfig(ctx, s.sharing.listener.Copy())
+	conn, err := pgx.ConnectConfig(ctx, s.sharing.listener)
 	if err != nil {
 		return err
 	}

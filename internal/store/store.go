@@ -247,16 +247,12 @@ func (s *Store) commit(batch []*change) {
 }
 
 func (s *Store) tryCommit(ctx context.Context, batch []*change) (errs []error, stirred bool, err error) {
-	conn, err := s.write.Conn(ctx)
+	conn, err := s.begin(ctx)
 	if err != nil {
 		return nil, false, err
 	}
 	defer func() { _ = conn.Close() }() // what is committed is, whatever becomes of the connection
-	_, err = conn.ExecContext(ctx, s.dialect.begin)
-	if err == nil {
-		errs, stirred, err = s.applyAll(ctx, conn, batch)
-	}
-	if err == nil {
+	if errs, stirred, err = s.applyAll(ctx, conn, batch); err == nil {
 		end := commit
 		if stirred {
 			end = s.dialect.notify + commit
@@ -264,14 +260,36 @@ func (s *Store) tryCommit(ctx context.Context, batch []*change) (errs []error, s
 		_, err = conn.ExecContext(ctx, end)
 	}
 	if err != nil {
-		if _, undo := conn.ExecContext(context.WithoutCancel(ctx), `ROLLBACK`); undo != nil {
-			// Mostly since the database has undone all by itself, as on a full disk. If not, the transaction must not stay
-			// open for the next batch: it ends with its connection.
-			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
-		}
+		undo(ctx, conn)
 		return nil, false, err
 	}
 	return errs, stirred, nil
+}
+
+// begin begins a transaction. The connection may have been lost since the last one, so another is tried.
+func (s *Store) begin(ctx context.Context) (conn *sql.Conn, err error) {
+	for range 2 {
+		if conn, err = s.write.Conn(ctx); err != nil {
+			return nil, err
+		}
+		if _, err = conn.ExecContext(ctx, s.dialect.begin); err == nil {
+			return conn, nil
+		}
+		undo(ctx, conn)
+		_ = conn.Close()
+		if !s.dialect.shared || !cut(err) {
+			break
+		}
+	}
+	return nil, err
+}
+
+// undo rolls back. Where that fails, it is mostly since the database has undone all by itself, as on a full disk. If not,
+// the transaction must not stay open for the next batch: it ends with its connection.
+func undo(ctx context.Context, conn *sql.Conn) {
+	if _, err := conn.ExecContext(context.WithoutCancel(ctx), `ROLLBACK`); err != nil {
+		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+	}
 }
 
 // applyAll returns each change's own error, and err where the whole transaction is lost.
