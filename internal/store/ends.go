@@ -17,6 +17,8 @@ type Promised struct {
 
 // Promised names those who were promised something about target, at most limit of them.
 func (s *Store) Promised(ctx context.Context, target id.UserID, limit int) ([]Promised, error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	return queryAll(ctx, s.read, func(rows *sql.Rows) (p Promised, err error) { return p, rows.Scan(&p.UserID, &p.Shared) },
 		`SELECT user_id, shared FROM requesters WHERE target = $1 AND owed = 1 LIMIT $2`, target, limit)
 }
@@ -71,7 +73,7 @@ func (s *Store) GiveUp(ctx context.Context, name string, before, now time.Time) 
 // later than now.
 func (s *Store) Bound(ctx context.Context, now time.Time, wait, lease time.Duration) error {
 	return s.update(ctx, func(ctx context.Context, t *tx) error {
-		names, err := queryAll(ctx, t.conn, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
+		names, err := queryAll(ctx, t, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
 			`SELECT DISTINCT destination FROM debts WHERE due_at > $1 AND (failures = 0 OR lease <> '' OR due_at > $2)
 			UNION SELECT name FROM destinations WHERE retry_at > $2`, millis(now), millis(now.Add(wait)))
 		if err != nil {
