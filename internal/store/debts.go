@@ -202,7 +202,7 @@ func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time
 	}
 	var wait time.Duration
 	for _, debt := range debts {
-		if wait, err = s.takeRate(ctx, t, name, now); err != nil {
+		if wait, err = s.takeSpare(ctx, t, name, now); err != nil {
 			return nil, err
 		}
 		if wait > 0 {
