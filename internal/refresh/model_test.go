@@ -40,13 +40,13 @@ import (
 //  10. Once all servers are well, everything is paid within the longest wait there is.
 const (
 	modelEvery  = 10 * time.Second
-	modelBurst  = 6
+	modelBurst  = 12
 	modelGiveUp = 12 * time.Hour
 )
 
 var (
 	modelPolicy  = retry.Policy{First: 30 * time.Second, Most: time.Hour, GiveUpAfter: modelGiveUp}
-	modelTargets = []id.UserID{"@one:b.example", "@two:b.example", "@three:b.example", "@four:b.example", "@five:b.example", "@one:c.example", "@two:c.example"}
+	modelTargets = []id.UserID{"@one:b.example", "@two:b.example", "@three:b.example", "@four:b.example", "@five:b.example", "@six:b.example", "@one:c.example", "@two:c.example"}
 	modelUsers   = []id.UserID{"@alice:a.example", "@carol:a.example"}
 	modelServers = []string{"b.example", "c.example"}
 )
