@@ -36,6 +36,12 @@ type instance struct {
 // instances opens n of them; the world does the same for all.
 func instances(t *testing.T, n int, rate limit.Rate) []*instance {
 	t.Helper()
+	return instancesWithin(t, n, rate, 10*time.Second)
+}
+
+// instancesWithin sets how long one fetch may take.
+func instancesWithin(t *testing.T, n int, rate limit.Rate, timeout time.Duration) []*instance {
+	t.Helper()
 	cfg := store.Config{
 		URL: storetest.Shared(t).NewDatabase(t), PerDestination: rate,
 		SuccessFor: 30 * time.Second, FailureFor: 10 * time.Second, Log: slog.New(slog.DiscardHandler),
@@ -43,12 +49,12 @@ func instances(t *testing.T, n int, rate limit.Rate) []*instance {
 	world := &script{began: time.Now()}
 	all := make([]*instance, n)
 	for i := range all {
-		all[i] = open(t, cfg, world)
+		all[i] = open(t, cfg, world, timeout)
 	}
 	return all
 }
 
-func open(t *testing.T, cfg store.Config, world *script) *instance {
+func open(t *testing.T, cfg store.Config, world *script, timeout time.Duration) *instance {
 	t.Helper()
 	s, err := store.Open(t.Context(), cfg)
 	if err != nil {
@@ -57,7 +63,7 @@ func open(t *testing.T, cfg store.Config, world *script) *instance {
 	in := &instance{script: world, t: t, store: s, looks: make(chan struct{}, 1000)}
 	policy := retry.Policy{First: 30 * time.Second, Most: 6 * time.Hour, GiveUpAfter: 24 * time.Hour}
 	in.engine = refresh.New(refresh.Config{
-		ServerName: "a.example", Timeout: 10 * time.Second, SuccessFor: cfg.SuccessFor, FailureFor: cfg.FailureFor,
+		ServerName: "a.example", Timeout: timeout, SuccessFor: cfg.SuccessFor, FailureFor: cfg.FailureFor,
 		PerUser:       limit.Rate{Every: time.Second, Burst: 1000},
 		ServerAllowed: func(string) bool { return true },
 		Retry:         policy,
@@ -159,6 +165,46 @@ func (in *instance) forget() {
 		default:
 			return
 		}
+	}
+}
+
+// Where another instance's fetch does not end in time, whoever waits for it is told so and promised a retry, as is who
+// waits while freshen stops; it counts against nobody, for nobody has been asked.
+func TestAFetchElsewhereThatDoesNotEnd(t *testing.T) {
+	for name, stops := range map[string]bool{"in time": false, "before the stop": true} {
+		t.Run(name, func(t *testing.T) {
+			timeout := time.Second
+			if stops {
+				timeout = time.Hour
+			}
+			all := instancesWithin(t, 2, ample, timeout)
+			began, release := all[0].holds(nil)
+			defer release()
+			first := all[0].ask("@a:a.example", bob)
+			<-began
+			all[1].forget()
+			second := all[1].ask("@b:a.example", bob)
+			if stops {
+				all[1].waits()
+				all[1].engine.Close()
+			}
+			err := <-second
+			told, ok := errors.AsType[*freshen.Error](err)
+			if !ok || told.Code != freshen.CodeRemote || told.Failure.Reason != freshen.ReasonTimeout {
+				t.Errorf("who waited got %v", err)
+			}
+			promised, err := all[1].store.Promised(t.Context(), bob, 10)
+			if err != nil || len(promised) != 1 || promised[0].UserID != "@b:a.example" {
+				t.Errorf("promised to %v (%v)", promised, err)
+			}
+			if dest, err := all[1].store.Backoff(t.Context(), "b.example"); err != nil || dest.Failures != 0 {
+				t.Errorf("it counts: %+v (%v)", dest, err)
+			}
+			release()
+			if err := <-first; err != nil {
+				t.Errorf("who waited for the fetch itself got %v", err)
+			}
+		})
 	}
 }
 
