@@ -289,6 +289,40 @@ func TestAnInstanceThatWasPaused(t *testing.T) {
 	}
 }
 
+// An instance whose fetches are overtaken again and again still does not leave whom it cannot answer without a promise.
+func TestAnInstanceThatIsAlwaysTooLate(t *testing.T) {
+	all := instances(t, 2, ample)
+	late, other := all[0], all[1]
+	late.does(func(ctx context.Context, target id.UserID) error {
+		f := store.Fetch{Target: target, Token: "overtakes", Now: time.Now().Add(time.Minute), Lease: time.Minute}
+		begun, err := other.store.Begin(ctx, f)
+		if err != nil || begun.Busy {
+			t.Errorf("it was not overtaken: %+v %v", begun, err)
+		}
+		return other.store.Abandon(ctx, target, f.Token)
+	})
+	err := <-late.ask("@a:a.example", bob)
+	told, ok := errors.AsType[*freshen.Error](err)
+	if !ok || told.Code != freshen.CodeRemote || told.Failure.Reason != freshen.ReasonTimeout {
+		t.Errorf("who waited got %v", err)
+	}
+	promised, err := late.store.Promised(t.Context(), bob, 10)
+	if err != nil || len(promised) != 1 || len(late.fetched()) != 3 {
+		t.Errorf("promised to %v (%v) after %d fetches", promised, err, len(late.fetched()))
+	}
+	late.does(nil)
+	debts, err := late.store.Claim(t.Context(), time.Now(), time.Minute, "claim", 1)
+	if err != nil || len(debts) != 1 {
+		t.Fatalf("claimed %v (%v): the debt waits though nobody is to blame", debts, err)
+	}
+	if err := late.engine.Pay(t.Context(), debts[0]); err != nil {
+		t.Error(err)
+	}
+	if n, err := late.store.Debts(t.Context()); n != 0 || err != nil {
+		t.Errorf("%d debts are left (%v)", n, err)
+	}
+}
+
 // What an instance had claimed when it died is paid by another once the lease is over, and not before.
 func TestAnInstanceThatDied(t *testing.T) {
 	all := instances(t, 2, ample)
