@@ -88,7 +88,7 @@ func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Cl
 	}); err != nil {
 		return k, err
 	}
-	if e.lists, err = kept.Load(ctx, e.store, e.log); err != nil {
+	if e.lists, err = kept.Load(ctx, e.store, e.log, e.now); err != nil {
 		return k, fmt.Errorf("the kept device lists cannot be read: %w", err)
 	}
 	neighbours := rooms.New(hs, cfg.Homeserver.Name, e.now, e.lists.Shared)
@@ -120,11 +120,13 @@ func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Cl
 	return overlay.Knowledge{Announcer: e.announcer, Lists: e.lists, Rooms: neighbours, Refresher: e.refresh}, nil
 }
 
-// settle brings what is owed in line with this start: claims of the process before are void, since the database was
-// opened for this one alone, and destinations that the configuration denies by now are owed nothing.
+// settle brings what is owed in line with this start: claims of the process before are void, where the database is for
+// this one alone, and destinations that the configuration denies by now are owed nothing.
 func (e *engine) settle(ctx context.Context, cfg *config.Config) error {
-	if err := e.store.ReleaseClaims(ctx, e.now()); err != nil {
-		return err
+	if cfg.Database.URL == nil {
+		if err := e.store.ReleaseClaims(ctx, e.now()); err != nil {
+			return err
+		}
 	}
 	names, err := e.store.OwedDestinations(ctx)
 	if err != nil {

@@ -143,11 +143,16 @@ func versions(ctx context.Context, db *sql.DB, path string) (current int64, _ *g
 			return 0, nil, cannotOpen(path, err)
 		}
 	}
+	return current, provider, notNewer(provider, current, path)
+}
+
+// notNewer refuses tables that this program is too old for. name is the database's.
+func notNewer(provider *goose.Provider, current int64, name string) error {
 	if newest := newest(provider); current > newest {
-		return 0, nil, fmt.Errorf("database: %s was written by a newer freshen (its tables are version %d, this program knows %d); install that version again, or restore the backup from before the upgrade",
-			path, current, newest)
+		return fmt.Errorf("database: %s was written by a newer freshen (its tables are version %d, this program knows %d); install that version again, or restore the backup from before the upgrade",
+			name, current, newest)
 	}
-	return current, provider, nil
+	return nil
 }
 
 func newest(provider *goose.Provider) int64 {
