@@ -194,9 +194,8 @@ func TestExploreWakesTheOthersInTheRoom(t *testing.T) {
 func TestSharing(t *testing.T) {
 	w := newWorld(t, hstest.MutualStable)
 	w.rooms(map[id.RoomID][]id.UserID{room: {alice, bob}})
-	for _, user := range []id.UserID{alice, carol} {
-		defer w.device(user, "PHONE").begin("s0").End()
-	}
+	defer w.device(alice, "PHONE").begin("s0").End()
+	defer w.device(carol, "PHONE").begin("s0").End()
 	yes, no := w.announcer.Sharing(t.Context(), []id.UserID{alice, carol, erin}, bob)
 	if !slices.Equal(yes, []id.UserID{alice}) || !slices.Equal(no, []id.UserID{carol}) {
 		t.Errorf("%v share a room and %v do not", yes, no)

@@ -148,8 +148,7 @@ func (e *Engine) tryFly(f *flight) error {
 		return e.succeed(ctx, f, list, begun.Gen)
 	}
 	if away, ok := errors.AsType[*freshen.Error](err); ok && e.ctx.Err() == nil {
-		e.land(f, func() { f.how, f.err = "failed", away })
-		return nil
+		return e.landAway(f, away)
 	}
 	return e.fail(ctx, f, err)
 }
@@ -214,8 +213,7 @@ func (e *Engine) landBehind(ctx context.Context, f *flight, past store.Past) err
 		next, err = e.askAgain(ctx, f.target, asking, past.Failure, now)
 	}
 	if err != nil {
-		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
-		return nil
+		return e.landAway(f, store.Away(err))
 	}
 	e.land(f, func() {
 		f.how, f.failure, f.next, f.told = "fetched by another instance", past.Failure, next, now
@@ -244,8 +242,7 @@ func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceLis
 		return err
 	}
 	if err != nil {
-		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
-		return nil
+		return e.landAway(f, store.Away(err))
 	}
 	if len(list.Dropped) > 0 {
 		e.log.Warn("left out parts of a device list that do not belong in it", "target", f.target, "dropped", list.Dropped)
@@ -316,8 +313,7 @@ func (e *Engine) fail(ctx context.Context, f *flight, err error) error {
 		return err
 	}
 	if err != nil {
-		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
-		return nil
+		return e.landAway(f, store.Away(err))
 	}
 	if ended != retry.Owed {
 		e.ended.count(ended, 1)
@@ -357,13 +353,19 @@ func (e *Engine) owe(ctx context.Context, f *flight, how, sentence string) {
 		err = errors.Join(err, e.store.Postpone(ctx, store.Debt{Target: f.target, Destination: f.destination, Lease: f.lease}, now, now))
 	}
 	if err != nil {
-		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
+		_ = e.landAway(f, store.Away(err))
 		return
 	}
 	e.land(f, func() {
 		f.how, f.next, f.told, f.recorded = how, next, now, true
 		f.failure = &freshen.Failure{Destination: f.destination, Reason: freshen.ReasonTimeout, Sentence: sentence}
 	})
+}
+
+// landAway ends a flight that can promise nothing, because the database is away. That is its outcome, and no error.
+func (e *Engine) landAway(f *flight, away *freshen.Error) error {
+	e.land(f, func() { f.how, f.err = "failed", away })
+	return nil
 }
 
 // land ends the flight: it takes nobody aboard any more, and all who wait learn the outcome.
