@@ -150,7 +150,7 @@ func (e *Engine) tryFly(f *flight) error {
 	if away, ok := errors.AsType[*freshen.Error](err); ok && e.ctx.Err() == nil {
 		return e.landAway(f, away)
 	}
-	return e.fail(ctx, f, err)
+	return e.fail(ctx, f, failureOf(f, err))
 }
 
 // begin takes a place in the destination's rate, and waits until no other instance is at the same; Busy if the time is
@@ -282,14 +282,18 @@ func (e *Engine) concerns(ctx context.Context, f *flight) bool {
 	return false
 }
 
-func (e *Engine) fail(ctx context.Context, f *flight, err error) error {
-	var failure *freshen.Failure
-	if !errors.As(err, &failure) {
-		failure = &freshen.Failure{
-			Destination: f.destination, Reason: freshen.ReasonConnect, Err: err,
-			Sentence: fmt.Sprintf("%s could not be asked.", f.destination),
-		}
+// failureOf is what a fetch's error is told as.
+func failureOf(f *flight, err error) *freshen.Failure {
+	if failure, ok := errors.AsType[*freshen.Failure](err); ok {
+		return failure
 	}
+	return &freshen.Failure{
+		Destination: f.destination, Reason: freshen.ReasonConnect, Err: err,
+		Sentence: fmt.Sprintf("%s could not be asked.", f.destination),
+	}
+}
+
+func (e *Engine) fail(ctx context.Context, f *flight, failure *freshen.Failure) error {
 	if e.ctx.Err() != nil {
 		e.owe(ctx, f, "interrupted", stopped(f))
 		return nil
