@@ -119,7 +119,7 @@ func (e *Engine) tryFly(f *flight) error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 		defer cancel()
 		sentence := fmt.Sprintf("%s is being asked already, and has not answered that request in time.", f.destination)
-		if e.ctx.Err() != nil {
+		if e.stopping() {
 			sentence = stopped(f)
 		}
 		e.owe(ctx, f, "busy", sentence)
@@ -147,7 +147,7 @@ func (e *Engine) tryFly(f *flight) error {
 	case err == nil:
 		return e.succeed(ctx, f, list, begun.Gen)
 	}
-	if away, ok := errors.AsType[*freshen.Error](err); ok && e.ctx.Err() == nil {
+	if away, ok := errors.AsType[*freshen.Error](err); ok && !e.stopping() {
 		return e.landAway(f, away)
 	}
 	return e.fail(ctx, f, failureOf(f, err))
@@ -294,7 +294,7 @@ func failureOf(f *flight, err error) *freshen.Failure {
 }
 
 func (e *Engine) fail(ctx context.Context, f *flight, failure *freshen.Failure) error {
-	if e.ctx.Err() != nil {
+	if e.stopping() {
 		e.owe(ctx, f, "interrupted", stopped(f))
 		return nil
 	}
@@ -337,6 +337,8 @@ func (e *Engine) fail(ctx context.Context, f *flight, failure *freshen.Failure) 
 	}
 	return nil
 }
+
+func (e *Engine) stopping() bool { return e.ctx.Err() != nil }
 
 func stopped(f *flight) string {
 	return fmt.Sprintf("freshen was stopped before %s answered.", f.destination)
