@@ -325,6 +325,14 @@ func (s *Store) applyAll(ctx context.Context, conn *sql.Conn, batch []*change) (
 	return errs, stirred, nil
 }
 
+// named is explain for what may be no error.
+func (s *Store) named(err error) error {
+	if err == nil {
+		return nil
+	}
+	return s.explain(err)
+}
+
 // Away turns a database error into what a client is told.
 func Away(err error) *freshen.Error {
 	return &freshen.Error{
