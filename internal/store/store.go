@@ -4,6 +4,9 @@
 // Every write goes through one goroutine that commits many callers' changes together (group commit), with
 // synchronous=FULL: when a method returns without an error, its change survives a power cut. Reads have a pool of their
 // own and never wait for a write.
+//
+// A database is an SQLite file, for one process, or a Postgres server's, for several instances (see
+// docs/architecture.md).
 package store
 
 import (
@@ -323,6 +326,14 @@ func (s *Store) applyAll(ctx context.Context, conn *sql.Conn, batch []*change) (
 		return errs, stirred, s.intact()
 	}
 	return errs, stirred, nil
+}
+
+// named is explain for what may be no error.
+func (s *Store) named(err error) error {
+	if err == nil {
+		return nil
+	}
+	return s.explain(err)
 }
 
 // Away turns a database error into what a client is told.
