@@ -40,7 +40,7 @@ const (
 	guestToken           = "guest-secret-token"
 
 	// patience is how long a test waits for what should happen at once.
-	patience = 20 * time.Second
+	patience = time.Minute
 )
 
 // world is freshen as it is wired for the command, between a scripted homeserver and scripted remote servers.
