@@ -100,6 +100,7 @@ func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Cl
 		e.lists.Put(c.Kept)
 		e.announcer.Announced(c.Announced)
 	})
+	policy := retry.Policy{First: cfg.Retry.First, Most: cfg.Retry.Most, GiveUpAfter: cfg.Retry.GiveUpAfter}
 	e.refresh = refresh.New(refresh.Config{
 		ServerName:      cfg.Homeserver.Name,
 		Timeout:         cfg.Federation.Timeout,
@@ -108,12 +109,14 @@ func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Cl
 		PerUser:         limit.Rate(cfg.Limits.PerUser),
 		SharedRoomsOnly: cfg.Limits.SharedRoomsOnly,
 		ServerAllowed:   cfg.Federation.ServerAllowed,
-		Retry:           retry.Policy{First: cfg.Retry.First, Most: cfg.Retry.Most, GiveUpAfter: cfg.Retry.GiveUpAfter},
+		Retry:           policy,
 		Fetching:        e.lists.Fetching,
 		Owed:            func() { e.worker.Poke() },
 		Now:             e.now,
 	}, e.store, fetch, e.announcer, e.log)
-	e.worker = retry.NewWorker(e.store, e.refresh.Pay, e.log, e.now)
+	e.worker = retry.NewWorker(e.store, retry.Config{
+		Pay: e.refresh.Pay, Lease: e.refresh.LongestPay(), Policy: policy, Log: e.log, Now: e.now,
+	})
 	if err := e.settle(ctx, cfg); err != nil {
 		return k, err
 	}
@@ -128,19 +131,8 @@ func (e *engine) settle(ctx context.Context, cfg *config.Config) error {
 			return err
 		}
 	}
-	names, err := e.store.OwedDestinations(ctx)
-	if err != nil {
+	if err := e.refresh.DropDenied(ctx); err != nil {
 		return fmt.Errorf("database: what is owed cannot be read: %w", err)
-	}
-	for _, name := range names {
-		if cfg.Federation.ServerAllowed(name) {
-			continue
-		}
-		dropped, err := e.store.DropDestination(ctx, name)
-		if err != nil {
-			return err
-		}
-		e.log.Info("dropped what was owed to a destination that the configuration denies", "destination", name, "debts", dropped)
 	}
 	return nil
 }

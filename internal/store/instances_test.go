@@ -103,7 +103,7 @@ func TestClaimsOfSeveralInstancesNeverOverlap(t *testing.T) {
 	for d := range destinations {
 		for u := range each {
 			target := id.UserID(fmt.Sprintf("@u%d:d%d.org", u, d))
-			if _, err := all[0].AskAgain(t.Context(), target, []id.UserID{"@alice:a.org"}, start); err != nil {
+			if _, err := all[0].AskAgain(t.Context(), target, []id.UserID{"@alice:a.org"}, start, again); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -339,7 +339,7 @@ func TestALockThatIsNotGivenBack(t *testing.T) {
 	cfg.URL = &u
 	s := instance(t, cfg)
 	holder := connect(t, cfg.URL.String()+"&idle_in_transaction_session_timeout=0")
-	if _, err := holder.Exec(t.Context(), `BEGIN; SELECT pg_advisory_xact_lock(7382925655850626609)`); err != nil {
+	if _, err := holder.Exec(t.Context(), `BEGIN; SELECT pg_advisory_xact_lock(7382074285560786481)`); err != nil {
 		t.Fatal(err)
 	}
 	err := s.AnnounceTo(t.Context(), "@bob:b.org", []id.UserID{"@alice:a.org"}, start)

@@ -4,6 +4,9 @@
 // Every write goes through one goroutine that commits many callers' changes together (group commit), with
 // synchronous=FULL: when a method returns without an error, its change survives a power cut. Reads have a pool of their
 // own and never wait for a write.
+//
+// A database is an SQLite file, for one process, or a Postgres server's, for several instances (see
+// docs/architecture.md).
 package store
 
 import (
@@ -24,8 +27,8 @@ import (
 const (
 	// batchSize is the most changes in one commit; measured, more gains nothing.
 	batchSize = 64
-	// batchWithin bounds one commit.
-	batchWithin = 30 * time.Second
+	// undoWithin bounds one that is rolled back.
+	undoWithin = 5 * time.Second
 )
 
 // ErrClosed is what a call gets that comes after Close.
@@ -163,6 +166,11 @@ func (s *Store) release() error {
 // once it has begun, update waits for its end.
 func (s *Store) update(ctx context.Context, apply func(ctx context.Context, tx *tx) error) error {
 	c := &change{apply: apply, result: make(chan error, 1)}
+	if s.dialect.shared {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, s.dialect.batchWithin)
+		defer cancel()
+	}
 	select {
 	case s.changes <- c:
 	case <-ctx.Done():
@@ -235,7 +243,7 @@ func (s *Store) commit(batch []*change) {
 	if len(batch) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), batchWithin)
+	ctx, cancel := context.WithTimeout(context.Background(), s.dialect.batchWithin)
 	defer cancel()
 	errs, stirred, err := s.tryCommit(ctx, batch)
 	if err != nil {
@@ -297,7 +305,9 @@ func (s *Store) begin(ctx context.Context) (conn *sql.Conn, err error) {
 // undo rolls back. Where that fails, it is mostly since the database has undone all by itself, as on a full disk. If not,
 // the transaction must not stay open for the next batch: it ends with its connection.
 func undo(ctx context.Context, conn *sql.Conn) {
-	if _, err := conn.ExecContext(context.WithoutCancel(ctx), `ROLLBACK`); err != nil {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWithin)
+	defer cancel()
+	if _, err := conn.ExecContext(ctx, `ROLLBACK`); err != nil {
 		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 	}
 }
@@ -326,6 +336,14 @@ func (s *Store) applyAll(ctx context.Context, conn *sql.Conn, batch []*change) (
 		return errs, stirred, s.intact()
 	}
 	return errs, stirred, nil
+}
+
+// named is explain for what may be no error.
+func (s *Store) named(err error) error {
+	if err == nil {
+		return nil
+	}
+	return s.explain(err)
 }
 
 // Away turns a database error into what a client is told.

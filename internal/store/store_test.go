@@ -92,6 +92,12 @@ func owe(t *testing.T, s *store.Store, target, requester id.UserID, at time.Time
 	return next
 }
 
+// again is how a debt that is owed already is asked for again.
+func again(debt store.Debt) store.Debt {
+	debt.Gen++
+	return debt
+}
+
 func claim(t *testing.T, s *store.Store, at time.Time, limit int) []id.UserID {
 	t.Helper()
 	var targets []id.UserID
@@ -199,7 +205,7 @@ func testADebtAskedForDuringAFetchIsNotSwallowed(t *testing.T, cfg store.Config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.AskAgain(t.Context(), "@bob:b.org", []id.UserID{"@carol:a.org"}, start); err != nil {
+	if _, err := s.AskAgain(t.Context(), "@bob:b.org", []id.UserID{"@carol:a.org"}, start, again); err != nil {
 		t.Fatal(err)
 	}
 	kept, err := s.Keep(t.Context(), store.Fetched{List: list(t, "@bob:b.org", "key"), At: start, PaidGen: begun.Gen, Token: "fetch"})
@@ -360,6 +366,24 @@ func testDevicePositions(t *testing.T, cfg store.Config) {
 	}
 	if got, err := s.DevicePosition(t.Context(), "@alice:a.org", "PHONE"); err != nil || got.Acked != 0 || len(got.Above) != 0 {
 		t.Errorf("a device that was not seen for long is still there: %+v (%v)", got, err)
+	}
+}
+
+// Clients choose the IDs of their devices; one of an odd ID must not keep those of others from being stored with it.
+func TestADeviceIDThatIsNoText(t *testing.T) { each(t, testADeviceIDThatIsNoText) }
+
+func testADeviceIDThatIsNoText(t *testing.T, cfg store.Config) {
+	s := instance(t, cfg)
+	odd := store.DevicePosition{UserID: "@mallory:a.org", DeviceID: "\x00'\u202e", Acked: 5, SeenAt: start}
+	usual := store.DevicePosition{UserID: "@alice:a.org", DeviceID: "DÉVICE 📱", Acked: 5, SeenAt: start}
+	if err := s.SavePositions(t.Context(), []store.DevicePosition{odd, usual}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.DevicePosition(t.Context(), usual.UserID, usual.DeviceID); err != nil || got.Acked != 5 {
+		t.Errorf("the usual one stands at %d (%v)", got.Acked, err)
+	}
+	if _, err := s.DevicePosition(t.Context(), odd.UserID, odd.DeviceID); err != nil {
+		t.Error(err)
 	}
 }
 
