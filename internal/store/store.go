@@ -116,12 +116,22 @@ func (s *Store) open(ctx context.Context, cfg Config) error {
 	return s.openPostgres(ctx, cfg)
 }
 
-// Ready says whether the database answers and takes what is written.
+// Ready says whether the database answers and takes what is written. It waits no longer than ctx, whatever becomes of
+// what it wrote.
 func (s *Store) Ready(ctx context.Context) error {
-	return s.update(ctx, func(ctx context.Context, t *tx) error {
-		_, err := t.exec(ctx, `UPDATE stream SET head = head`)
+	answered := make(chan error, 1)
+	go func() {
+		answered <- s.update(ctx, func(ctx context.Context, t *tx) error {
+			_, err := t.exec(ctx, `UPDATE stream SET head = head`)
+			return err
+		})
+	}()
+	select {
+	case err := <-answered:
 		return err
-	})
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Close ends the writer after what it has in hand and closes the database. A call that comes later gets [ErrClosed]. It
