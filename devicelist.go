@@ -28,6 +28,9 @@ const (
 	// maxKeyDepth bounds the nesting of one device or key. Real ones have four levels; some clients' parsers give up
 	// the whole answer at 128, and with it the keys of everybody else in it.
 	maxKeyDepth = 32
+	// maxKeyBytes bounds one device or key. Real ones have about 1 KiB; to look for names that stand twice, and to sort
+	// them for the hash, costs seconds where there are hundreds of thousands.
+	maxKeyBytes = 64 << 10
 )
 
 // DeviceList is the device list of one user as their own server told it (GET /_matrix/federation/v1/user/devices),
@@ -72,11 +75,11 @@ func ParseDeviceList(body []byte, target id.UserID) (*DeviceList, error) {
 		return nil, fmt.Errorf("device list of %d bytes is over the limit of %d", len(body), MaxDeviceListBytes)
 	}
 	var wire struct {
-		UserID         *string          `json:"user_id"`
-		StreamID       jsontext.Value   `json:"stream_id"`
-		Devices        []jsontext.Value `json:"devices"`
-		MasterKey      jsontext.Value   `json:"master_key"`
-		SelfSigningKey jsontext.Value   `json:"self_signing_key"`
+		UserID         *string        `json:"user_id"`
+		StreamID       jsontext.Value `json:"stream_id"`
+		Devices        deviceValues   `json:"devices"`
+		MasterKey      jsontext.Value `json:"master_key"`
+		SelfSigningKey jsontext.Value `json:"self_signing_key"`
 	}
 	// Lenient here, strict in readObject: one device with a name twice or bytes that are no UTF-8 must not cost the rest.
 	lenient := jsonv2.JoinOptions(jsontext.AllowDuplicateNames(true), jsontext.AllowInvalidUTF8(true))
@@ -90,8 +93,6 @@ func ParseDeviceList(body []byte, target id.UserID) (*DeviceList, error) {
 		return nil, errors.New("the device list is another user's")
 	case wire.Devices == nil:
 		return nil, errors.New("no device list: it has no devices")
-	case len(wire.Devices) > MaxDevices:
-		return nil, fmt.Errorf("%d devices are over the limit of %d", len(wire.Devices), MaxDevices)
 	}
 	list := &DeviceList{UserID: target, Dropped: map[DropReason]int{}}
 	if n, err := strconv.ParseInt(string(wire.StreamID), 10, 64); err == nil {
@@ -105,6 +106,37 @@ func ParseDeviceList(body []byte, target id.UserID) (*DeviceList, error) {
 	list.MasterKey = list.readCrossSigningKey(wire.MasterKey, "master")
 	list.SelfSigningKey = list.readCrossSigningKey(wire.SelfSigningKey, "self_signing")
 	return list, nil
+}
+
+// deviceValues stop at the limit: a body of the largest size could else hold millions of them, and cost a hundred times
+// its size.
+type deviceValues []jsontext.Value
+
+// UnmarshalJSONFrom implements [jsonv2.UnmarshalerFrom].
+func (v *deviceValues) UnmarshalJSONFrom(in *jsontext.Decoder) error {
+	if kind := in.PeekKind(); kind != '[' {
+		value, err := in.ReadValue()
+		if err == nil && string(value) != "null" {
+			err = errors.New("devices are no list")
+		}
+		return err
+	}
+	if _, err := in.ReadToken(); err != nil {
+		return err
+	}
+	*v = deviceValues{}
+	for in.PeekKind() != ']' {
+		value, err := in.ReadValue()
+		switch {
+		case err != nil:
+			return err
+		case len(*v) == MaxDevices:
+			return fmt.Errorf("its devices are over the limit of %d", MaxDevices)
+		}
+		*v = append(*v, value.Clone())
+	}
+	_, err := in.ReadToken()
+	return err
 }
 
 func (l *DeviceList) readDevices(raw []jsontext.Value) {
@@ -271,7 +303,7 @@ func (l *DeviceList) Hash() [sha256.Size]byte {
 // name twice, all UTF-8, not nested without end. Names count with their case, as clients see them: an inner user_id
 // could else be hidden behind a "User_ID".
 func readObject(raw jsontext.Value, into any) bool {
-	return raw.Kind() == '{' && depth(raw) <= maxKeyDepth && jsonv2.Unmarshal(raw, into) == nil
+	return raw.Kind() == '{' && len(raw) <= maxKeyBytes && depth(raw) <= maxKeyDepth && jsonv2.Unmarshal(raw, into) == nil
 }
 
 // depth is how deeply raw, which must be valid JSON, is nested.

@@ -142,6 +142,7 @@ func (c *Client) FetchDeviceList(ctx context.Context, target id.UserID) (*freshe
 		Path:         mxfed.URLPath{"v1", "user", "devices", target},
 		Authenticate: true,
 	})
+	a.leave(errors.Is(ctx.Err(), context.DeadlineExceeded) || tooLong(err))
 	failed := func(err error) error {
 		f := failing{server: server, attempt: a, ctxErr: ctx.Err(), took: time.Since(started), now: c.now()}
 		return f.failure(resp, err)

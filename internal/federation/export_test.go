@@ -16,3 +16,6 @@ func (c *Client) Cached() (routes, delegations int) {
 	r := c.transport.router
 	return len(r.routes.entries), len(r.delegations.entries)
 }
+
+// CloseIdle closes the kept connections, so that a test can see what else is left.
+func (c *Client) CloseIdle() { c.transport.http.CloseIdleConnections() }

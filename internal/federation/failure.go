@@ -54,7 +54,7 @@ func (f *failing) failure(resp *http.Response, err error) *freshen.Failure {
 		return f.because(freshen.ReasonTimeout, cause, "%s was not waited for: the request was given up.", f.server)
 	case f.ctxErr != nil:
 		return f.because(freshen.ReasonTimeout, cause, "%s", f.silence())
-	case errors.Is(err, mautrix.ErrBodyReadReachedLimit), errors.Is(err, mautrix.ErrResponseTooLong):
+	case tooLong(err):
 		failure := f.because(freshen.ReasonBadResponse, cause, "%s answered with more than the %d MiB that a device list may have.",
 			f.where(), freshen.MaxDeviceListBytes>>20)
 		failure.Status = resp.StatusCode
@@ -68,7 +68,7 @@ func (f *failing) failure(resp *http.Response, err error) *freshen.Failure {
 	switch {
 	case errors.Is(err, errNoService):
 		return f.because(freshen.ReasonDNS, cause, "The name server of %s says that it offers no federation.", f.server)
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), isNetError(err):
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, errBreaksOff), isNetError(err):
 		return f.because(freshen.ReasonConnect, cause, "%s broke the connection before it answered.", f.where())
 	}
 	return f.because(freshen.ReasonConnect, cause, "%s gave an answer that is no usable HTTP.", f.where())
@@ -235,6 +235,11 @@ func withoutRequest(err error) error {
 		return urlErr.Err
 	}
 	return err
+}
+
+// tooLong says whether the answer was longer than may be.
+func tooLong(err error) bool {
+	return errors.Is(err, mautrix.ErrBodyReadReachedLimit) || errors.Is(err, mautrix.ErrResponseTooLong)
 }
 
 func isTimeout(err error) bool {

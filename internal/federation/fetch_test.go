@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -99,87 +98,6 @@ func TestKeptConnectionThatDied(t *testing.T) {
 	w.script("127.1.0.1", "127.1.0.1:1", fedtest.Answer(200, "Connection: keep-alive", body)) // and closes all the same
 	for range 3 {
 		w.good("@bob:127.1.0.1:1")
-	}
-}
-
-// hostile are servers that misbehave, and how each is to be told. "@bob:127.1.0.1:1" is asked for.
-var hostile = []struct {
-	name   string
-	script fedtest.Script
-	reason freshen.Reason
-	status int
-	blame  freshen.Blame
-	says   string // in the sentence
-}{
-	{"hangs", fedtest.Hang, freshen.ReasonTimeout, 0, freshen.BlameDestination, "127.1.0.1:1 did not answer within "},
-	{"hangs up", fedtest.HangUp, freshen.ReasonConnect, 0, freshen.BlameDestination, "broke the connection before it answered"},
-	{"drips", fedtest.Drip(20 * time.Millisecond), freshen.ReasonTimeout, 0, freshen.BlameDestination, "did not answer within "},
-	{"HTML", fedtest.Answer(200, "Content-Type: text/html", "<html><body>Welcome to nginx!</body></html>"), freshen.ReasonBadResponse, 200, freshen.BlameUser, "cannot be used as the device list"},
-	{"null", fedtest.Answer(200, "", "null"), freshen.ReasonBadResponse, 200, freshen.BlameUser, "no user_id"},
-	{"empty body", fedtest.Answer(200, "", ""), freshen.ReasonBadResponse, 200, freshen.BlameUser, "cannot be used"},
-	{"another user's list", fedtest.Answer(200, "", string(listOf("@eve:127.1.0.1:1"))), freshen.ReasonBadResponse, 200, freshen.BlameUser, "another user's"},
-	{"half a JSON", fedtest.Answer(200, "", `{"user_id": "@bob:127.1.0.1:1", "dev`), freshen.ReasonBadResponse, 200, freshen.BlameUser, "cannot be used"},
-	{"half an answer", fedtest.Half(`{"user_id"`), freshen.ReasonConnect, 0, freshen.BlameDestination, "in the middle of its answer"},
-	{"64 MiB", fedtest.Huge(64 << 20), freshen.ReasonBadResponse, 200, freshen.BlameUser, "more than the 16 MiB"},
-	{"64 MiB announced", fedtest.Bytes("HTTP/1.1 200 OK\nContent-Length: 67108864\n\n{"), freshen.ReasonBadResponse, 200, freshen.BlameUser, "more than the 16 MiB"},
-	{"compressed unasked", fedtest.Answer(200, "Content-Encoding: gzip", "\x1f\x8b\x08\x00"), freshen.ReasonBadResponse, 200, freshen.BlameUser, "compressed (gzip)"},
-	{"header flood", fedtest.HeaderFlood, freshen.ReasonConnect, 0, freshen.BlameDestination, "127.1.0.1:1"},
-	{"no HTTP", fedtest.Bytes("SSH-2.0-OpenSSH_9.9\n\n"), freshen.ReasonConnect, 0, freshen.BlameDestination, "no usable HTTP"},
-	{"switches protocols", fedtest.Bytes("HTTP/1.1 101 Switching Protocols\nConnection: upgrade\nUpgrade: websocket\n\n"), freshen.ReasonConnect, 0, freshen.BlameDestination, "no usable HTTP"},
-	{"redirects", fedtest.Answer(302, "Location: https://127.0.0.1/", ""), freshen.ReasonHTTP, 302, freshen.BlameDestination, "302, a redirect"},
-	{"no content", fedtest.Bytes("HTTP/1.1 204 No Content\n\n"), freshen.ReasonHTTP, 204, freshen.BlameDestination, "204 where only 200"},
-	{"401", fedtest.Answer(401, "", `{"message": "bad"}`), freshen.ReasonHTTP, 401, freshen.BlameDestination, "is our signing key published?"},
-	{"403 with an error", fedtest.Answer(403, "", `{"errcode": "M_FORBIDDEN", "error": "no"}`), freshen.ReasonHTTP, 403, freshen.BlameUser, "403 with the error M_FORBIDDEN"},
-	{"404 in HTML", fedtest.Answer(404, "", "<h1>Gone</h1>"), freshen.ReasonHTTP, 404, freshen.BlameDestination, "perhaps no homeserver runs there"},
-	{"404 with half a body", fedtest.Bytes("HTTP/1.1 404 Not Found\nContent-Length: 100\n\n{"), freshen.ReasonHTTP, 404, freshen.BlameDestination, "404"},
-	{"500 with 64 MiB", fedtest.Bytes("HTTP/1.1 500 Oops\nContent-Length: 67108864\n\n{"), freshen.ReasonHTTP, 500, freshen.BlameDestination, "500"},
-	{"502", fedtest.Answer(502, "", "Bad Gateway"), freshen.ReasonHTTP, 502, freshen.BlameDestination, "in trouble"},
-	{"a status that is none", fedtest.Bytes("HTTP/1.1 999999 What\n\n"), freshen.ReasonConnect, 0, freshen.BlameDestination, "no usable HTTP"},
-}
-
-// TestHostileServers: each ends with the failure that a person and the retries need, in bounded time and memory, and
-// leaves the client fit for the next request.
-func TestHostileServers(t *testing.T) {
-	w := newWorld(t)
-	good := w.homeserver("127.1.0.2:1", "127.1.0.2:1", "127.1.0.2")
-	for _, row := range hostile {
-		t.Run(row.name, func(t *testing.T) {
-			w.dns.Host("unused.test", "127.1.0.1")
-			w := &world{T: t, ca: w.ca, dns: w.dns, net: w.net, key: w.key, client: w.client, clock: w.clock}
-			w.script("127.1.0.1", "127.1.0.1:1", row.script)
-			limit := 10 * time.Second
-			if row.reason == freshen.ReasonTimeout {
-				limit = 1500 * time.Millisecond // enough for a handshake on a busy machine
-			}
-			var before, after runtime.MemStats
-			runtime.ReadMemStats(&before)
-			_, failure := w.fetch("@bob:127.1.0.1:1", limit)
-			runtime.ReadMemStats(&after)
-			if failure == nil {
-				t.Fatal("the answer was taken for a device list")
-			}
-			if failure.Reason != row.reason || failure.Status != row.status || failure.Blames() != row.blame {
-				t.Errorf("got %q, status %d, blame %d, want %q, %d, %d: %v",
-					failure.Reason, failure.Status, failure.Blames(), row.reason, row.status, row.blame, failure)
-			}
-			if !strings.Contains(failure.Sentence, row.says) || !strings.ContainsAny(failure.Sentence[len(failure.Sentence)-1:], ".?") {
-				t.Errorf("the sentence is %q, which is none that says %q", failure.Sentence, row.says)
-			}
-			// io.ReadAll grows by a quarter at a time and so allocates about five times what it returns.
-			if grown := after.TotalAlloc - before.TotalAlloc; grown > 8*freshen.MaxDeviceListBytes {
-				t.Errorf("%d MiB were allocated", grown>>20)
-			}
-			w.good("@bob:127.1.0.2:1")
-		})
-	}
-	if got, want := len(good.Requests()), len(hostile); got != want {
-		t.Errorf("the good server was asked %d times, want %d", got, want)
-	}
-	runtime.GC()
-	var kept runtime.MemStats
-	runtime.ReadMemStats(&kept)
-	if kept.HeapAlloc > 32<<20 {
-		t.Errorf("%d MiB are still held after all of them", kept.HeapAlloc>>20)
 	}
 }
 

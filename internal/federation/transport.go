@@ -28,6 +28,25 @@ const (
 type attempt struct {
 	route     *route      // nil until it is found
 	connected atomic.Bool // a connection was there to send the request on
+	connects  atomic.Int32
+	conn      *guard // that the request was sent on last
+}
+
+// sentOn is told of each connection that the request is sent on.
+func (a *attempt) sentOn(conn *guard) {
+	a.connected.Store(true)
+	a.leave(false)
+	if a.conn = conn; conn != nil {
+		conn.begin()
+	}
+}
+
+// leave is told that the request is over, and whether the rest of its answer was not waited for.
+func (a *attempt) leave(unread bool) {
+	if a.conn != nil {
+		a.conn.end(unread)
+	}
+	a.conn = nil
 }
 
 type attemptKey struct{}
@@ -86,7 +105,7 @@ func newTransport(cfg *Config, router *router) *transport {
 	return t
 }
 
-var errSwitched = errors.New("it switched protocols unasked")
+var errNotFinal = errors.New("its answer has a status that only an interim one may have")
 
 // RoundTrip implements [http.RoundTripper]. The context must hold an attempt.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -101,7 +120,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	a.route = found
 	ctx = httptrace.WithClientTrace(withDialContext(ctx), &httptrace.ClientTrace{
-		GotConn: func(httptrace.GotConnInfo) { a.connected.Store(true) },
+		GotConn: func(got httptrace.GotConnInfo) { a.sentOn(guardOf(got.Conn)) },
 	})
 	sent := req.WithContext(ctx)
 	sent.URL = &url.URL{
@@ -110,12 +129,15 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	sent.Host = found.host
 	resp, err := t.http.RoundTrip(sent)
+	for err != nil && ctx.Err() == nil && a.conn.hasEnded() {
+		resp, err = t.http.RoundTrip(sent) // each time there is one kept connection less
+	}
 	if err != nil {
 		return nil, err
 	}
-	if resp.StatusCode == http.StatusSwitchingProtocols {
+	if resp.StatusCode < http.StatusOK {
 		_ = resp.Body.Close()
-		return nil, errSwitched
+		return nil, errNotFinal
 	}
 	return resp, nil
 }
@@ -157,6 +179,9 @@ func (t *transport) dialTLS(ctx context.Context, _, _ string) (net.Conn, error) 
 	if a == nil || a.route == nil {
 		return nil, errors.New("a connection without a route was asked for")
 	}
+	if a.connects.Add(1) > maxConnects {
+		return nil, errBreaksOff
+	}
 	failed := &dialError{}
 	for i, where := range a.route.targets {
 		conn, err := t.dialTarget(ctx, a.route, where, len(a.route.targets)-i)
@@ -180,7 +205,7 @@ func (t *transport) dialTarget(ctx context.Context, to *route, where target, lef
 	}
 	config := t.tls.Clone()
 	config.ServerName = to.tlsName
-	conn := tls.Client(raw, config)
+	conn := tls.Client(newGuard(raw), config)
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
 		return nil, &targetError{target: where, handshake: true, err: err}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/netip"
@@ -20,7 +22,10 @@ import (
 	"freshen/internal/federation/fedtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	log.SetOutput(io.Discard) // net/http tells it of each frame and byte that it did not expect
+	goleak.VerifyTestMain(m)
+}
 
 const ourName = "us.test"
 
