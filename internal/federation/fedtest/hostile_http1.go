@@ -47,15 +47,14 @@ func serveHTTP1(raw net.Conn, config *tls.Config, script Script) {
 // emptyList is the device list of a user without devices; [List] completes it.
 const emptyList = `{"user_id": "$user", "stream_id": 1, "devices": []}`
 
-// Exactly sends text as it stands.
+// Exactly sends text as it stands, but for $user, the user who was asked for, and $host, the request's Host header.
 func Exactly(text string) Script {
 	return func(_ context.Context, conn net.Conn, req *http.Request) {
-		_, _ = io.WriteString(conn, withUser(text, req))
+		_, _ = io.WriteString(conn, filled(text, req))
 	}
 }
 
-// Bytes sends text with its line ends made those of HTTP in the part before the first empty line, and with the user who
-// was asked for in place of $user.
+// Bytes is [Exactly] with line ends made those of HTTP in the part before the first empty line.
 func Bytes(text string) Script {
 	head, body, _ := strings.Cut(text, "\n\n")
 	return Exactly(strings.ReplaceAll(head, "\n", "\r\n") + "\r\n\r\n" + body)
@@ -67,18 +66,18 @@ func Answer(status int, header, body string) Script {
 		header += "\n"
 	}
 	return func(gone context.Context, conn net.Conn, req *http.Request) {
-		body := withUser(body, req)
+		body := filled(body, req)
 		Bytes(fmt.Sprintf("HTTP/1.1 %d %s\n%sContent-Length: %d\n\n%s", status, http.StatusText(status), header, len(body), body))(gone, conn, req)
 	}
 }
 
-// List answers 200 with body, in which $user stands for the user who was asked for.
+// List answers 200 with JSON.
 func List(body string) Script { return Answer(http.StatusOK, "Content-Type: application/json", body) }
 
 // Sized answers 200 with an empty device list and white space behind it, size bytes in all.
 func Sized(size int) Script {
 	return func(gone context.Context, conn net.Conn, req *http.Request) {
-		list := withUser(emptyList, req)
+		list := filled(emptyList, req)
 		Exactly(fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", size, list))(gone, conn, req)
 		Flood(" ", size-len(list))(gone, conn, req)
 	}
@@ -87,7 +86,7 @@ func Sized(size int) Script {
 // Chunked answers 200 with an empty device list, after which encoded goes on: a chunk's end and what follows.
 func Chunked(encoded string) Script {
 	return func(gone context.Context, conn net.Conn, req *http.Request) {
-		list := withUser(emptyList, req)
+		list := filled(emptyList, req)
 		Exactly(fmt.Sprintf("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s%s", len(list), list, encoded))(gone, conn, req)
 	}
 }
@@ -101,8 +100,11 @@ func Then(scripts ...Script) Script {
 	}
 }
 
-func withUser(text string, req *http.Request) string {
-	return strings.ReplaceAll(text, "$user", userIn(req.URL.Path))
+func filled(text string, req *http.Request) string {
+	if !strings.Contains(text, "$") {
+		return text
+	}
+	return strings.NewReplacer("$user", userIn(req.URL.Path), "$host", req.Host).Replace(text)
 }
 
 func userIn(path string) string {
