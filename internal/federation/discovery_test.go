@@ -1,17 +1,13 @@
 package federation_test
 
 import (
-	"context"
 	"net"
 	"net/http"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"maunium.net/go/mautrix/id"
-
-	"freshen"
 )
 
 // TestDiscovery: each row is a way in which the specification lets a server be found. If one fails, users on servers that
@@ -257,38 +253,6 @@ func TestWellKnownIsCachedWithinBounds(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-// TestNothingIsCachedFromAnExpiredContext: one impatient caller must not decide for minutes how a server is found.
-func TestNothingIsCachedFromAnExpiredContext(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	w.dns.Host("b.test", "127.1.0.1")
-	w.dns.Host("m.test", "127.1.0.2")
-	server := w.homeserver("b.test", "127.1.0.2:99", "m.test")
-	asked := make(chan struct{})
-	var first atomic.Bool
-	w.wellKnown("b.test", "127.1.0.1", func(rw http.ResponseWriter, r *http.Request) {
-		if first.CompareAndSwap(false, true) {
-			close(asked)
-			<-r.Context().Done()
-			return
-		}
-		delegation("m.test:99")(rw, r)
-	})
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	go func() { <-asked; cancel() }()
-	if _, failure := w.fetchCtx(ctx, "@bob:b.test"); failure == nil || failure.Reason != freshen.ReasonTimeout {
-		t.Fatalf("a cancelled request ended with %v, want a timeout", failure)
-	}
-	if routes, delegations := w.client.Cached(); routes+delegations != 0 {
-		t.Errorf("%d routes and %d delegations were cached from a cancelled request", routes, delegations)
-	}
-	w.good("@bob:b.test")
-	if len(server.Requests()) != 1 {
-		t.Error("the delegated server was not asked afterwards")
 	}
 }
 

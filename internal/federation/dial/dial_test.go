@@ -89,7 +89,7 @@ func TestRefusedNetworks(t *testing.T) {
 	} {
 		network := &connector{opens: map[string]time.Duration{literal: 0}}
 		d := &dial.Dialer{Connect: network.connect}
-		_, err := d.Dial(t.Context(), literal, 8448)
+		_, err := d.Dial(t.Context(), literal, 8448, nil)
 		if denied, ok := errors.AsType[*dial.DeniedError](err); !ok || denied.Network.What == "" || len(network.dialed) != 0 {
 			t.Errorf("%s: error %v, dialled %v", literal, err, network.dialed)
 		}
@@ -100,7 +100,7 @@ func TestRefusedNetworks(t *testing.T) {
 	} {
 		network := &connector{opens: map[string]time.Duration{literal: 0}}
 		d := &dial.Dialer{Connect: network.connect}
-		if _, err := d.Dial(t.Context(), literal, 8448); err != nil {
+		if _, err := d.Dial(t.Context(), literal, 8448, nil); err != nil {
 			t.Errorf("%s is public, but: %v", literal, err)
 		}
 	}
@@ -110,10 +110,10 @@ func TestRefusedNetworks(t *testing.T) {
 func TestAllow(t *testing.T) {
 	network := &connector{opens: map[string]time.Duration{"10.1.2.3": 0, "10.2.0.1": 0}}
 	d := &dial.Dialer{Connect: network.connect, Allow: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}}
-	if _, err := d.Dial(t.Context(), "10.1.2.3", 1); err != nil {
+	if _, err := d.Dial(t.Context(), "10.1.2.3", 1, nil); err != nil {
 		t.Error(err)
 	}
-	if _, err := d.Dial(t.Context(), "10.2.0.1", 1); err == nil {
+	if _, err := d.Dial(t.Context(), "10.2.0.1", 1, nil); err == nil {
 		t.Error("10.2.0.1 was dialled although 10.1.0.0/16 alone is open")
 	}
 }
@@ -127,14 +127,14 @@ func TestMixedAddresses(t *testing.T) {
 		"inner.test.": addrs("::ffff:10.0.0.1"),
 		"empty.test.": nil,
 	}}
-	if _, err := d.Dial(t.Context(), "mixed.test", 1); err != nil || !slices.Equal(network.dialed, []string{"1.1.1.1"}) {
+	if _, err := d.Dial(t.Context(), "mixed.test", 1, nil); err != nil || !slices.Equal(network.dialed, []string{"1.1.1.1"}) {
 		t.Errorf("error %v, dialled %v", err, network.dialed)
 	}
-	_, err := d.Dial(t.Context(), "inner.test", 1)
+	_, err := d.Dial(t.Context(), "inner.test", 1, nil)
 	if denied, ok := errors.AsType[*dial.DeniedError](err); !ok || denied.Addr.String() != "10.0.0.1" {
 		t.Errorf("inner.test: %v", err)
 	}
-	_, err = d.Dial(t.Context(), "empty.test", 1)
+	_, err = d.Dial(t.Context(), "empty.test", 1, nil)
 	if dnsErr, ok := errors.AsType[*net.DNSError](err); !ok || !dnsErr.IsNotFound {
 		t.Errorf("empty.test: %v", err)
 	}
@@ -178,11 +178,11 @@ func TestRace(t *testing.T) {
 				network := &connector{opens: row.opens}
 				d := &dial.Dialer{Connect: network.connect, Resolver: names{"b.test.": row.answer}}
 				start := time.Now()
-				won, err := d.Dial(t.Context(), "b.test", 1)
+				won, err := d.Dial(t.Context(), "b.test", 1, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got := won.(*conn).addr; got != row.want || time.Since(start) != row.took {
+				if got := won.(*dial.Socket).Conn.(*conn).addr; got != row.want || time.Since(start) != row.took {
 					t.Errorf("%s won after %s, want %s after %s", got, time.Since(start), row.want, row.took)
 				}
 				time.Sleep(time.Minute)
@@ -210,14 +210,14 @@ func TestAllFail(t *testing.T) {
 	}
 	network := &connector{}
 	d := &dial.Dialer{Connect: network.connect, Resolver: names{"b.test.": many}}
-	if _, err := d.Dial(t.Context(), "b.test", 1); err == nil || len(network.dialed) != 8 {
+	if _, err := d.Dial(t.Context(), "b.test", 1, nil); err == nil || len(network.dialed) != 8 {
 		t.Errorf("error %v after %d addresses, want 8", err, len(network.dialed))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
 	network = &connector{opens: map[string]time.Duration{"1.1.1.1": -1}}
 	d = &dial.Dialer{Connect: network.connect}
-	if _, err := d.Dial(ctx, "1.1.1.1", 1); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := d.Dial(ctx, "1.1.1.1", 1, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a silent address ended with %v", err)
 	}
 }
@@ -241,7 +241,7 @@ func TestRealConnection(t *testing.T) {
 	defer func() { _ = listener.Close() }()
 	at := netip.MustParseAddrPort(listener.Addr().String())
 	d := &dial.Dialer{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}
-	opened, err := d.Dial(t.Context(), "127.0.0.1", at.Port())
+	opened, err := d.Dial(t.Context(), "127.0.0.1", at.Port(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
