@@ -247,3 +247,137 @@ func TestRealConnection(t *testing.T) {
 	}
 	_ = opened.Close()
 }
+
+// TestRaceIsOverTheHandshake: a name whose IPv6 address belongs to another site (its certificate is wrong there, or its
+// TLS hangs) is reached at the IPv4 address, and quickly.
+func TestRaceIsOverTheHandshake(t *testing.T) {
+	const never = -1
+	refused := errors.New("wrong certificate")
+	for _, row := range []struct {
+		name  string
+		opens map[string]time.Duration
+		shake map[string]time.Duration // absent: fails at once; negative: never
+		want  string                   // "": all fail
+		took  time.Duration
+	}{
+		{
+			"the first fails", map[string]time.Duration{"2a00::1": 0, "1.1.1.1": 0}, map[string]time.Duration{"1.1.1.1": 0},
+			"1.1.1.1", 0,
+		},
+		{
+			"the first hangs", map[string]time.Duration{"2a00::1": 0, "1.1.1.1": 0}, map[string]time.Duration{"2a00::1": never, "1.1.1.1": 0},
+			"1.1.1.1", time.Second,
+		},
+		{
+			"the first is far away", map[string]time.Duration{"2a00::1": 200 * time.Millisecond, "1.1.1.1": 0}, map[string]time.Duration{"2a00::1": 600 * time.Millisecond, "1.1.1.1": 0},
+			"2a00::1", 800 * time.Millisecond,
+		},
+		{
+			"the second is silent, the first slow", map[string]time.Duration{"2a00::1": 0, "1.1.1.1": never}, map[string]time.Duration{"2a00::1": 3 * time.Second},
+			"2a00::1", 3 * time.Second,
+		},
+		{
+			"both fail", map[string]time.Duration{"2a00::1": 0, "1.1.1.1": 0}, nil,
+			"", 0,
+		},
+		{
+			"both hang", map[string]time.Duration{"2a00::1": 0, "1.1.1.1": 0}, map[string]time.Duration{"2a00::1": never, "1.1.1.1": never},
+			"", 5 * time.Second,
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				network := &connector{opens: row.opens}
+				sockets := dial.NewSockets(10, func() { t.Error("there was no free socket") })
+				d := &dial.Dialer{Connect: network.connect, Sockets: sockets, Resolver: names{"b.test.": addrs("2a00::1", "1.1.1.1")}}
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				defer cancel()
+				start := time.Now()
+				won, err := d.Dial(ctx, "b.test", 1, func(ctx context.Context, raw net.Conn) (net.Conn, error) {
+					wait, ok := row.shake[raw.(*dial.Socket).Conn.(*conn).addr]
+					if !ok {
+						return nil, refused
+					}
+					if wait < 0 {
+						<-ctx.Done()
+						return nil, ctx.Err()
+					}
+					time.Sleep(wait) // within the bubble
+					return raw, nil
+				})
+				if took := time.Since(start); took != row.took {
+					t.Errorf("it took %s, want %s", took, row.took)
+				}
+				if row.want == "" {
+					failed, ok := errors.AsType[*dial.Error](err)
+					if !ok || len(failed.Addrs) != 2 || failed.Addrs[0].Stage != dial.StageHandshake || failed.Addrs[1].Stage != dial.StageHandshake {
+						t.Fatalf("the error is %v, want one that tells of two handshakes", err)
+					}
+				} else {
+					if err != nil {
+						t.Fatal(err)
+					}
+					if got := won.(*dial.Socket).Conn.(*conn).addr; got != row.want {
+						t.Errorf("%s won, want %s", got, row.want)
+					}
+					_ = won.Close()
+					_ = won.Close()
+				}
+				time.Sleep(time.Minute)
+				if open := sockets.Open(); open != 0 {
+					t.Errorf("%d sockets are held after the end", open)
+				}
+			})
+		})
+	}
+}
+
+// TestSocketsAreBounded: a flood of requests to hosts that swallow connections opens as many sockets as it may and no
+// more; the others wait, are told so, and go on when there is room.
+func TestSocketsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := &connector{opens: map[string]time.Duration{"1.1.1.1": -1, "1.1.1.2": 0}}
+		wanted := 0
+		sockets := dial.NewSockets(3, func() { wanted++ })
+		d := &dial.Dialer{Connect: network.connect, Sockets: sockets, Resolver: names{"b.test.": addrs("1.1.1.2")}}
+		var flood sync.WaitGroup
+		for range 3 {
+			flood.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				if _, err := d.Dial(ctx, "1.1.1.1", 1, nil); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("a silent address ended with %v", err)
+				}
+			})
+		}
+		synctest.Wait()
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := d.Dial(short, "1.1.1.2", 1, nil)
+		if failed, ok := errors.AsType[*dial.Error](err); !ok || failed.Addrs[0].Stage != dial.StageWaiting {
+			t.Errorf("without a free socket the error is %v", err)
+		}
+		short, cancel = context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := d.Dial(short, "b.test", 1, nil); !errors.Is(err, dial.ErrBusy) {
+			t.Errorf("without a free socket for the lookup the error is %v", err)
+		}
+		if wanted != 2 || len(network.dialed) != 3 {
+			t.Errorf("kept connections were asked for %d times and %d were dialled, want 2 and 3", wanted, len(network.dialed))
+		}
+		late, err := d.Dial(t.Context(), "b.test", 1, nil)
+		if err != nil {
+			t.Fatalf("with a socket that came free: %v", err)
+		}
+		flood.Wait()
+		sockets.Close()
+		after, err := d.Dial(t.Context(), "b.test", 1, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if network.closed != 2 || sockets.Open() != 0 {
+			t.Errorf("%d connections are closed and %d held after Close, want 2 and 0", network.closed, sockets.Open())
+		}
+		_, _ = late.Close(), after.Close()
+	})
+}
