@@ -143,13 +143,14 @@ func (c *Client) FetchDeviceList(ctx context.Context, target id.UserID) (*freshe
 	defer context.AfterFunc(c.closing, func() { giveUp(errClosed) })()
 
 	a := newAttempt(share(ctx, 1, requestMostTime), giveUp)
-	defer a.end()
 	body, resp, err := c.mx.MakeFullRequest(context.WithValue(ctx, attemptKey{}, a), mxfed.RequestParams{
 		ServerName:   server,
 		Method:       http.MethodGet,
 		Path:         mxfed.URLPath{"v1", "user", "devices", target},
 		Authenticate: true,
 	})
+	unanswered := ctx.Err() != nil || resp == nil || err != nil && resp.StatusCode == http.StatusOK
+	defer a.end(unanswered && !errors.Is(context.Cause(ctx), context.Canceled))
 	failed := func(err error) error {
 		f := failing{server: server, attempt: a, ended: ctx.Err(), cause: context.Cause(ctx), now: c.now()}
 		return f.failure(resp, err)

@@ -86,8 +86,7 @@ type attempt struct {
 	stage   stage
 	since   time.Time
 	watches []*time.Timer // of the present stage
-	socket  *dial.Socket  // on which the request was sent
-	dropped bool          // the socket was a kept one that we closed, because nothing came back on it
+	socket  *dial.Socket  // on which the request was last sent
 }
 
 func newAttempt(total time.Duration, giveUp context.CancelCauseFunc) *attempt {
@@ -132,31 +131,35 @@ func (a *attempt) sentOn(socket *dial.Socket, kept bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.begin(stageAnswer)
-	a.socket, a.dropped = socket, false
+	a.socket = socket
 	a.watch(a.limits.answer, func() { a.giveUp(errOverdue) })
 	if kept && socket != nil {
 		since := a.since
 		a.watch(a.limits.kept, func() {
 			if socket.SilentSince(since) {
-				a.dropped = true
-				_ = socket.Close()
+				socket.Drop()
 			}
 		})
 	}
 }
 
-// wasDropped says whether the request failed because we gave its kept connection up.
+// wasDropped says whether the request failed because its connection was given up, for its own sake or for that of
+// another request on it, so that it can be sent again on a new one.
 func (a *attempt) wasDropped() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.dropped
+	return a.socket != nil && a.socket.Dropped()
 }
 
-// end stops what watches the request.
-func (a *attempt) end() {
+// end stops what watches the request. The connection of one that got no whole answer (bad) is not kept: over HTTP/2, a
+// server that does anything but answer could make request after request wait on it.
+func (a *attempt) end(bad bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.begin(a.stage)
+	if bad && a.socket != nil {
+		a.socket.Drop()
+	}
 }
 
 // begin is called with mu held.

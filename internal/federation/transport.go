@@ -108,7 +108,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		resp, err := t.http.RoundTrip(sent)
 		switch {
 		case err != nil && ctx.Err() == nil && a.wasDropped():
-			continue // each time there is one kept connection less
+			continue // each time there is one connection less
 		case err != nil:
 			return nil, err
 		case resp.StatusCode == http.StatusSwitchingProtocols:

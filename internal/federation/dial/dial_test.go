@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -337,8 +338,8 @@ func TestRaceIsOverTheHandshake(t *testing.T) {
 func TestSocketsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := &connector{opens: map[string]time.Duration{"1.1.1.1": -1, "1.1.1.2": 0}}
-		wanted := 0
-		sockets := dial.NewSockets(3, func() { wanted++ })
+		var wanted atomic.Int32
+		sockets := dial.NewSockets(3, func() { wanted.Add(1) })
 		d := &dial.Dialer{Connect: network.connect, Sockets: sockets, Resolver: names{"b.test.": addrs("1.1.1.2")}}
 		var flood sync.WaitGroup
 		for range 3 {
@@ -362,8 +363,9 @@ func TestSocketsAreBounded(t *testing.T) {
 		if _, err := d.Dial(short, "b.test", 1, nil); !errors.Is(err, dial.ErrBusy) {
 			t.Errorf("without a free socket for the lookup the error is %v", err)
 		}
-		if wanted != 2 || len(network.dialed) != 3 {
-			t.Errorf("kept connections were asked for %d times and %d were dialled, want 2 and 3", wanted, len(network.dialed))
+		synctest.Wait()
+		if wanted.Load() != 2 || len(network.dialed) != 3 {
+			t.Errorf("kept connections were asked for %d times and %d were dialled, want 2 and 3", wanted.Load(), len(network.dialed))
 		}
 		late, err := d.Dial(t.Context(), "b.test", 1, nil)
 		if err != nil {

@@ -100,6 +100,7 @@ type Socket struct {
 	once     sync.Once
 	closeErr error
 	heard    atomic.Int64 // when something was last read, in nanoseconds since 1970
+	dropped  atomic.Bool
 }
 
 // Read implements [net.Conn].
@@ -113,6 +114,15 @@ func (s *Socket) Read(p []byte) (int, error) {
 
 // SilentSince says whether nothing was read after the moment t.
 func (s *Socket) SilentSince(t time.Time) bool { return s.heard.Load() <= t.UnixNano() }
+
+// Drop closes the connection because it is no longer trusted to carry an answer.
+func (s *Socket) Drop() {
+	s.dropped.Store(true)
+	_ = s.Close()
+}
+
+// Dropped says whether Drop was called.
+func (s *Socket) Dropped() bool { return s.dropped.Load() }
 
 // Close implements [net.Conn].
 func (s *Socket) Close() error {
