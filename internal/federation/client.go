@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,9 +26,6 @@ import (
 	"freshen"
 	"freshen/internal/federation/dial"
 )
-
-// requestMostTime bounds a request whose context has no deadline, or a later one.
-const requestMostTime = 2 * time.Minute
 
 // Resolver looks names up, see [dial.Resolver]; *net.Resolver is one.
 type Resolver = dial.Resolver
@@ -54,6 +52,7 @@ type Config struct {
 type Client struct {
 	mx        *mxfed.Client
 	transport *transport
+	sockets   *dial.Sockets
 	now       func() time.Time
 
 	closing context.Context // done once Close was called
@@ -70,21 +69,26 @@ func New(cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("the federation client needs our server's name; %q is none", cfg.ServerName)
 	case cfg.Key == nil:
 		return nil, errors.New("the federation client needs our server's signing key; there is none")
+	case strings.ContainsFunc(cfg.UserAgent, func(r rune) bool { return r < ' ' || r > '~' }):
+		return nil, fmt.Errorf("the User-Agent %q must be printable ASCII", cfg.UserAgent)
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	dialer := &dial.Dialer{Resolver: cfg.Resolver, Allow: slices.Clone(cfg.AllowNetworks)}
-	router := &router{
+	c := &Client{now: cfg.Now}
+	c.closing, c.close = context.WithCancel(context.Background())
+	c.sockets = dial.NewSockets(maxSockets, func() { c.transport.http.CloseIdleConnections() })
+	dialer := &dial.Dialer{Resolver: cfg.Resolver, Allow: slices.Clone(cfg.AllowNetworks), Sockets: c.sockets}
+	c.transport = newTransport(&cfg, &router{
 		dialer:      dialer,
 		wellKnown:   newWellKnownClient(&cfg, dialer),
 		userAgent:   cfg.UserAgent,
 		now:         cfg.Now,
-		routes:      newCache[*route](maxCached),
-		delegations: newCache[delegation](maxCached),
-	}
-	c := &Client{transport: newTransport(&cfg, router), now: cfg.Now}
-	c.closing, c.close = context.WithCancel(context.Background())
+		closing:     c.closing,
+		routes:      newCache[*route](maxCached, maxCachedBytes),
+		delegations: newCache[delegation](maxCached, maxCachedBytes),
+		flights:     map[string]*flight{},
+	})
 	c.mx = &mxfed.Client{
 		HTTP: &http.Client{
 			Transport:     c.transport,
@@ -98,7 +102,7 @@ func New(cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// Close ends all requests, waits for them, and closes the kept connections. Requests after it fail. It may be called
+// Close ends all requests, waits for them, and closes all connections. Requests after it fail. It may be called
 // more than once.
 func (c *Client) Close() {
 	c.mu.Lock()
@@ -106,6 +110,8 @@ func (c *Client) Close() {
 	c.mu.Unlock()
 	c.close()
 	c.running.Wait()
+	c.transport.router.running.Wait()
+	c.sockets.Close()
 	c.transport.http.CloseIdleConnections()
 }
 
@@ -132,19 +138,21 @@ func (c *Client) FetchDeviceList(ctx context.Context, target id.UserID) (*freshe
 	defer c.running.Done()
 	ctx, cancel := context.WithTimeout(ctx, requestMostTime)
 	defer cancel()
-	defer context.AfterFunc(c.closing, cancel)()
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	defer context.AfterFunc(c.closing, func() { giveUp(errClosed) })()
 
-	started := time.Now()
-	a := &attempt{}
+	a := newAttempt(share(ctx, 1, requestMostTime), giveUp)
 	body, resp, err := c.mx.MakeFullRequest(context.WithValue(ctx, attemptKey{}, a), mxfed.RequestParams{
 		ServerName:   server,
 		Method:       http.MethodGet,
 		Path:         mxfed.URLPath{"v1", "user", "devices", target},
 		Authenticate: true,
 	})
-	a.leave(errors.Is(ctx.Err(), context.DeadlineExceeded) || tooLong(err))
+	unanswered := ctx.Err() != nil || resp == nil || err != nil && resp.StatusCode == http.StatusOK
+	defer a.end(unanswered && !errors.Is(context.Cause(ctx), context.Canceled))
 	failed := func(err error) error {
-		f := failing{server: server, attempt: a, ctxErr: ctx.Err(), took: time.Since(started), now: c.now()}
+		f := failing{server: server, attempt: a, ended: ctx.Err(), cause: context.Cause(ctx), now: c.now()}
 		return f.failure(resp, err)
 	}
 	if err != nil || resp.StatusCode != http.StatusOK {

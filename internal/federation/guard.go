@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"freshen"
+	"freshen/internal/federation/dial"
 )
 
 const (
@@ -15,6 +16,8 @@ const (
 	maxAsked = freshen.MaxDeviceListBytes + 8<<20
 	// maxUnasked is what may come in while no request waits: the pings and settings of HTTP/2, a farewell.
 	maxUnasked = 64 << 10
+	// maxHandshake is more than crypto/tls lets a handshake have.
+	maxHandshake = 1 << 20
 	// maxConnects bounds the connections that are made for one request. An HTTP/2 server that says of each request that
 	// it was not processed makes net/http connect again and again, thousands of times within the request's limit.
 	maxConnects = 3
@@ -25,23 +28,17 @@ var (
 	errBreaksOff = errors.New("it broke off every connection before it answered")
 )
 
-// guard is a TCP connection below TLS that ends when its other end sends without being asked: net/http answers pings and
-// reads what it does not know as long as it comes, also while the connection is merely kept. And it ends when an answer
-// on it was not waited for to its end, so that the next request is not sent where nobody answers, or behind a flood;
-// unless others still wait on it.
+// guard is a socket below TLS that ends when its other end sends without being asked: net/http answers pings and reads
+// what it does not know as long as it comes, also while the connection is merely kept. A nil guard guards nothing.
 type guard struct {
 	net.Conn
 
 	mu    sync.Mutex
 	users int   // requests that wait
 	left  int64 // bytes that may still come
-	ended bool  // it was closed while no request was waiting
 }
 
-func newGuard(conn net.Conn) *guard { return &guard{Conn: conn, left: maxUnasked + tlsHandshakeBytes} }
-
-// tlsHandshakeBytes is more than crypto/tls lets a handshake have.
-const tlsHandshakeBytes = 1 << 20
+func newGuard(conn net.Conn) *guard { return &guard{Conn: conn, left: maxUnasked + maxHandshake} }
 
 // guardOf is the guard below a connection that dialTLS made.
 func guardOf(conn net.Conn) *guard {
@@ -52,23 +49,36 @@ func guardOf(conn net.Conn) *guard {
 	return g
 }
 
+func (g *guard) socket() *dial.Socket {
+	if g == nil {
+		return nil
+	}
+	socket, _ := g.Conn.(*dial.Socket)
+	return socket
+}
+
 // Read implements [net.Conn].
 func (g *guard) Read(p []byte) (int, error) {
 	n, err := g.Conn.Read(p)
 	g.mu.Lock()
 	g.left -= int64(n)
-	flooded := g.left < 0
-	g.ended = g.ended || flooded && g.users == 0
+	flooded, used := g.left < 0, g.users > 0
 	g.mu.Unlock()
-	if flooded {
-		_ = g.Close()
-		return 0, errFlooded
+	if !flooded {
+		return n, err
 	}
-	return n, err
+	if socket := g.socket(); socket != nil && !used {
+		socket.Drop() // who comes now is sent elsewhere
+	}
+	_ = g.Close()
+	return 0, errFlooded
 }
 
 // begin is told of a request that is sent on the connection.
 func (g *guard) begin() {
+	if g == nil {
+		return
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.users == 0 {
@@ -78,28 +88,14 @@ func (g *guard) begin() {
 	g.left += maxAsked
 }
 
-// end is told that the request is over, and whether the rest of its answer was not waited for.
-func (g *guard) end(unread bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.users--
-	if g.users > 0 {
+// end is told that the request is over.
+func (g *guard) end() {
+	if g == nil {
 		return
 	}
-	g.left = maxUnasked
-	if unread {
-		g.ended = true
-		_ = g.Close()
-	}
-}
-
-// hasEnded says whether the connection was closed before the request came that was sent on it: net/http learns of that
-// a moment later.
-func (g *guard) hasEnded() bool {
-	if g == nil {
-		return false
-	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.ended
+	if g.users--; g.users == 0 {
+		g.left = maxUnasked
+	}
 }

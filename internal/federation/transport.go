@@ -9,8 +9,9 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
-	"sync/atomic"
 	"time"
+
+	"freshen/internal/federation/dial"
 )
 
 const (
@@ -20,41 +21,11 @@ const (
 	maxConnsPerRoute = 8
 	// idleTimeout is below the keep-alive of common reverse proxies (nginx: 75 s), so that it is we who close.
 	idleTimeout = 55 * time.Second
-	// dialMostTime bounds one connection with its handshake where the context leaves more.
+	// maxSockets bounds all sockets: connections that are made, used or kept, and name lookups.
+	maxSockets = 512
+	// dialMostTime bounds the connecting to one target where the context leaves more.
 	dialMostTime = 15 * time.Second
 )
-
-// attempt is one request on its way; it travels in the request's context.
-type attempt struct {
-	route     *route      // nil until it is found
-	connected atomic.Bool // a connection was there to send the request on
-	connects  atomic.Int32
-	conn      *guard // that the request was sent on last
-}
-
-// sentOn is told of each connection that the request is sent on.
-func (a *attempt) sentOn(conn *guard) {
-	a.connected.Store(true)
-	a.leave(false)
-	if a.conn = conn; conn != nil {
-		conn.begin()
-	}
-}
-
-// leave is told that the request is over, and whether the rest of its answer was not waited for.
-func (a *attempt) leave(unread bool) {
-	if a.conn != nil {
-		a.conn.end(unread)
-	}
-	a.conn = nil
-}
-
-type attemptKey struct{}
-
-func attemptOf(ctx context.Context) *attempt {
-	a, _ := ctx.Value(attemptKey{}).(*attempt)
-	return a
-}
 
 type dialContextKey struct{}
 
@@ -74,7 +45,6 @@ func dialContext(ctx context.Context) context.Context {
 // transport sends requests for matrix-federation://name/… to the server of that name.
 type transport struct {
 	router *router
-	dialer tcpDialer
 	tls    *tls.Config
 	http   *http.Transport
 }
@@ -82,7 +52,6 @@ type transport struct {
 func newTransport(cfg *Config, router *router) *transport {
 	t := &transport{
 		router: router,
-		dialer: router.dialer,
 		tls: &tls.Config{
 			RootCAs:            cfg.Roots,
 			MinVersion:         tls.VersionTLS12,
@@ -99,8 +68,13 @@ func newTransport(cfg *Config, router *router) *transport {
 		MaxIdleConnsPerHost:    maxIdlePerRoute,
 		MaxConnsPerHost:        maxConnsPerRoute,
 		IdleConnTimeout:        idleTimeout,
-		// An HTTP/2 connection whose other end vanished would take request after request to its time limit.
-		HTTP2: &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
+		HTTP2: &http.HTTP2Config{
+			// An HTTP/2 connection whose other end vanished would take request after request to its time limit.
+			SendPingTimeout: 10 * time.Second,
+			PingTimeout:     5 * time.Second,
+			// One that reads nothing more, while it makes us answer its pings and settings, would be held for ever.
+			WriteByteTimeout: 5 * time.Second,
+		},
 	}
 	return t
 }
@@ -114,13 +88,14 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if a == nil || req.URL.Scheme != "matrix-federation" {
 		return nil, fmt.Errorf("a request for scheme %q is none of this client's", req.URL.Scheme)
 	}
-	found, err := t.router.find(ctx, req.URL.Host)
+	found, err := t.router.find(ctx, req.URL.Host, a.limits.discovery)
 	if err != nil {
 		return nil, err
 	}
 	a.route = found
+	// No Got1xxResponse: with it, net/http would no longer bound how many interim answers there may be.
 	ctx = httptrace.WithClientTrace(withDialContext(ctx), &httptrace.ClientTrace{
-		GotConn: func(got httptrace.GotConnInfo) { a.sentOn(guardOf(got.Conn)) },
+		GotConn: func(got httptrace.GotConnInfo) { a.sentOn(guardOf(got.Conn), got.Reused) },
 	})
 	sent := req.WithContext(ctx)
 	sent.URL = &url.URL{
@@ -128,21 +103,24 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		Path: req.URL.Path, RawPath: req.URL.RawPath, RawQuery: req.URL.RawQuery,
 	}
 	sent.Host = found.host
-	resp, err := t.http.RoundTrip(sent)
-	for err != nil && ctx.Err() == nil && a.conn.hasEnded() {
-		resp, err = t.http.RoundTrip(sent) // each time there is one kept connection less
+	for {
+		a.enter(stageQueue)
+		resp, err := t.http.RoundTrip(sent)
+		switch {
+		case err != nil && ctx.Err() == nil && a.wasDropped():
+			continue // each time there is one connection less
+		case err != nil:
+			return nil, err
+		case resp.StatusCode < http.StatusOK:
+			_ = resp.Body.Close()
+			return nil, errNotFinal
+		}
+		a.enter(stageBody)
+		return resp, nil
 	}
-	if err != nil {
-		return nil, err
-	}
-	if resp.StatusCode < http.StatusOK {
-		_ = resp.Body.Close()
-		return nil, errNotFinal
-	}
-	return resp, nil
 }
 
-// dialError is the failure of every target of a route.
+// dialError is the failure of every target of a route that was tried.
 type dialError struct{ targets []targetError }
 
 func (e *dialError) Error() string { return errors.Join(e.Unwrap()...).Error() }
@@ -155,19 +133,13 @@ func (e *dialError) Unwrap() []error {
 	return errs
 }
 
-// targetError is the failure of one target, in the handshake or before it.
+// targetError is the failure of one target; err is what [dial.Dialer.Dial] says.
 type targetError struct {
-	target    target
-	handshake bool
-	err       error
+	target target
+	err    error
 }
 
-func (e *targetError) Error() string {
-	if e.handshake {
-		return fmt.Sprintf("TLS with %s: %v", e.target, e.err)
-	}
-	return fmt.Sprintf("connecting to %s: %v", e.target, e.err)
-}
+func (e *targetError) Error() string { return fmt.Sprintf("%s: %v", e.target, e.err) }
 
 func (e *targetError) Unwrap() error { return e.err }
 
@@ -179,16 +151,21 @@ func (t *transport) dialTLS(ctx context.Context, _, _ string) (net.Conn, error) 
 	if a == nil || a.route == nil {
 		return nil, errors.New("a connection without a route was asked for")
 	}
-	if a.connects.Add(1) > maxConnects {
-		return nil, errBreaksOff
+	if err := a.dialling(); err != nil {
+		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, before(ctx, a.limits.connect))
+	defer cancel()
+	secure := handshake(t.tls, a.route.tlsName, a.limits.handshake)
 	failed := &dialError{}
 	for i, where := range a.route.targets {
-		conn, err := t.dialTarget(ctx, a.route, where, len(a.route.targets)-i)
+		limited, done := context.WithTimeout(ctx, share(ctx, len(a.route.targets)-i, dialMostTime))
+		conn, err := t.router.dialer.Dial(limited, where.host, where.port, secure)
+		done()
 		if err == nil {
 			return conn, nil
 		}
-		failed.targets = append(failed.targets, *err)
+		failed.targets = append(failed.targets, targetError{target: where, err: err})
 		if ctx.Err() != nil {
 			break
 		}
@@ -196,19 +173,17 @@ func (t *transport) dialTLS(ctx context.Context, _, _ string) (net.Conn, error) 
 	return nil, failed
 }
 
-func (t *transport) dialTarget(ctx context.Context, to *route, where target, left int) (net.Conn, *targetError) {
-	ctx, cancel := context.WithTimeout(ctx, share(ctx, left, dialMostTime))
-	defer cancel()
-	raw, err := t.dialer.Dial(ctx, where.host, where.port)
-	if err != nil {
-		return nil, &targetError{target: where, err: err}
+// handshake makes TLS connections with a server whose certificate must be for name, each within most.
+func handshake(config *tls.Config, name string, most time.Duration) dial.Secure {
+	return func(ctx context.Context, raw net.Conn) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, most)
+		defer cancel()
+		own := config.Clone()
+		own.ServerName = name
+		conn := tls.Client(newGuard(raw), own)
+		if err := conn.HandshakeContext(ctx); err != nil {
+			return nil, err
+		}
+		return conn, nil
 	}
-	config := t.tls.Clone()
-	config.ServerName = to.tlsName
-	conn := tls.Client(newGuard(raw), config)
-	if err := conn.HandshakeContext(ctx); err != nil {
-		_ = raw.Close()
-		return nil, &targetError{target: where, handshake: true, err: err}
-	}
-	return conn, nil
 }

@@ -62,12 +62,20 @@ func (c *clock) Advance(d time.Duration) {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	key := fedtest.NewKey()
+	w := newWorldWith(t, federation.NewSigningKey(key))
+	w.key = key
+	return w
+}
+
+// newWorldWith is newWorld with a client that signs with key.
+func newWorldWith(t *testing.T, key *federation.SigningKey) *world {
+	t.Helper()
 	w := &world{
-		T: t, ca: fedtest.NewCA(t), dns: fedtest.NewDNS(t), net: fedtest.NewNetwork(t), key: fedtest.NewKey(),
-		clock: &clock{now: time.Now()},
+		T: t, ca: fedtest.NewCA(t), dns: fedtest.NewDNS(t), net: fedtest.NewNetwork(t), clock: &clock{now: time.Now()},
 	}
 	client, err := federation.New(federation.Config{
-		ServerName: ourName, Key: federation.NewSigningKey(w.key), Roots: w.ca.Pool(), AllowNetworks: open,
+		ServerName: ourName, Key: key, Roots: w.ca.Pool(), AllowNetworks: open,
 		UserAgent: "freshen/test (+us.test)", Resolver: w.dns.Resolver(), Now: w.clock.Now,
 	})
 	if err != nil {

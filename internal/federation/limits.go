@@ -1,0 +1,201 @@
+package federation
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"freshen/internal/federation/dial"
+)
+
+const (
+	// requestMostTime bounds a request whose context has no deadline, or a later one.
+	requestMostTime = 2 * time.Minute
+	// stageLeastTime keeps the stages of a hurried request usable; the context ends it all the same.
+	stageLeastTime = time.Second
+
+	discoveryLeastTime = 3 * time.Second
+	discoveryMostTime  = 6 * time.Second
+)
+
+// limits say how long each stage of a request may take. They are parts of the time that the request has in all, which
+// its context sets (federation.timeout), and they overlap: a stage that hangs is named by the failure, and where there
+// is something else to try (another address, another connection, the server without its well-known) there is time left
+// for it. Nothing ever goes on past the context's deadline.
+type limits struct {
+	discovery time.Duration // finding the route; see [router.find] for who shares it
+	connect   time.Duration // name lookup, TCP and TLS, over all targets and addresses
+	handshake time.Duration // the TLS handshake with one address
+	kept      time.Duration // a kept connection on which nothing comes back, before it is given up for a new one
+	answer    time.Duration // from the sent request to the end of the answer's header
+	body      time.Duration // the answer's body
+}
+
+// limitsOf a request that has so much time in all.
+func limitsOf(total time.Duration) limits {
+	tenths := func(n time.Duration) time.Duration { return max(total*n/10, stageLeastTime) }
+	return limits{
+		discovery: min(max(total*6/10, discoveryLeastTime), discoveryMostTime),
+		connect:   tenths(7),
+		handshake: tenths(4),
+		kept:      tenths(3),
+		answer:    tenths(8),
+		body:      tenths(6),
+	}
+}
+
+// share is the part'th part of the time that ctx leaves, at most most.
+func share(ctx context.Context, part int, most time.Duration) time.Duration {
+	if deadline, ok := ctx.Deadline(); ok {
+		return min(time.Until(deadline)/time.Duration(part), most)
+	}
+	return most
+}
+
+// before is a little less than the time that ctx leaves, at most most: what ends then can still say what it waited for,
+// where at the end of ctx nobody listens any more.
+func before(ctx context.Context, most time.Duration) time.Duration {
+	if deadline, ok := ctx.Deadline(); ok {
+		return min(time.Until(deadline)*9/10, most)
+	}
+	return most
+}
+
+// stage is what a request is waiting for.
+type stage int
+
+const (
+	stageDiscovery stage = iota
+	stageQueue           // other requests to the server have all the connections that it may have
+	stageConnect
+	stageAnswer
+	stageBody
+)
+
+// errOverdue is the cause of a request that a stage's limit ended.
+var errOverdue = errors.New("a stage of the request took too long")
+
+// attempt is one request on its way; it travels in the request's context.
+type attempt struct {
+	limits limits
+	giveUp context.CancelCauseFunc
+	route  *route // nil until it is found
+
+	mu      sync.Mutex
+	stage   stage
+	since   time.Time
+	watches []*time.Timer // of the present stage
+	socket  *dial.Socket  // on which the request was last sent
+	guard   *guard        // above it; nil once the request is over
+	dialled int           // connections for the request
+}
+
+func newAttempt(total time.Duration, giveUp context.CancelCauseFunc) *attempt {
+	return &attempt{limits: limitsOf(total), giveUp: giveUp, since: time.Now()}
+}
+
+type attemptKey struct{}
+
+func attemptOf(ctx context.Context) *attempt {
+	a, _ := ctx.Value(attemptKey{}).(*attempt)
+	return a
+}
+
+// at says which stage the request is in and for how long, and where it was sent, nil if it was not.
+func (a *attempt) at() (stage, time.Duration, *dial.Socket) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.stage, time.Since(a.since), a.socket
+}
+
+// enter begins a stage.
+func (a *attempt) enter(next stage) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.begin(next)
+	if next == stageBody {
+		a.watch(a.limits.body, func() { a.giveUp(errOverdue) })
+	}
+}
+
+// dialling is told when a connection is dialled for the request; meanwhile it may have got another. The error is
+// errBreaksOff where too many were already.
+func (a *attempt) dialling() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.dialled++; a.dialled > maxConnects {
+		return errBreaksOff
+	}
+	if a.stage == stageQueue {
+		a.begin(stageConnect)
+	}
+	return nil
+}
+
+// sentOn is told of the connection that the request is sent on, each time that it is sent.
+func (a *attempt) sentOn(on *guard, kept bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.begin(stageAnswer)
+	a.leave()
+	on.begin()
+	socket := on.socket()
+	a.guard, a.socket = on, socket
+	a.watch(a.limits.answer, func() { a.giveUp(errOverdue) })
+	if kept && socket != nil {
+		since := a.since
+		a.watch(a.limits.kept, func() {
+			if socket.SilentSince(since) {
+				socket.Drop()
+			}
+		})
+	}
+}
+
+// wasDropped says whether the request failed because its connection was given up, for its own sake or for that of
+// another request on it, so that it can be sent again on a new one.
+func (a *attempt) wasDropped() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.socket != nil && a.socket.Dropped()
+}
+
+// end stops what watches the request. The connection of one that got no whole answer (bad) is not kept: over HTTP/2, a
+// server that does anything but answer could make request after request wait on it.
+func (a *attempt) end(bad bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.begin(a.stage)
+	a.leave()
+	if bad && a.socket != nil {
+		a.socket.Drop()
+	}
+}
+
+// leave is called with mu held.
+func (a *attempt) leave() {
+	a.guard.end()
+	a.guard = nil
+}
+
+// begin is called with mu held.
+func (a *attempt) begin(next stage) {
+	for _, watch := range a.watches {
+		watch.Stop()
+	}
+	a.watches = nil
+	a.stage, a.since = next, time.Now()
+}
+
+// watch calls late, with mu held, if the present stage has not ended after limit. It is called with mu held.
+func (a *attempt) watch(limit time.Duration, late func()) {
+	since := a.since
+	a.watches = append(a.watches, time.AfterFunc(limit, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		if a.since.Equal(since) && len(a.watches) > 0 {
+			late()
+		}
+	}))
+}
