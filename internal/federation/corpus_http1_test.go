@@ -25,7 +25,7 @@ var hostileHTTP1 = []row{
 	{"no HTTP", fedtest.HTTP1(fedtest.Bytes("SSH-2.0-OpenSSH_9.9\n\n")), connects("no usable HTTP")},
 	{"noise", fedtest.HTTP1(fedtest.Exactly(strings.Repeat("\x00\xff\r\n", 1000))), connects("no usable HTTP")},
 
-	{"status line drips", fedtest.HTTP1(fedtest.Drip("HTTP/1.1 200 O", 20*time.Millisecond)), timesOut("did not answer within ")},
+	{"status line drips", fedtest.HTTP1(fedtest.DripAfter("HTTP/1.1 200 O", 20*time.Millisecond)), timesOut("did not answer within ")},
 	{"status line without end", fedtest.HTTP1(fedtest.Flood("HTTP/1.1 200 OK", 1<<20)), connects("")},
 	{"status that is none", fedtest.HTTP1(fedtest.Bytes("HTTP/1.1 999999 What\n\n")), connects("no usable HTTP")},
 	{"status that is a word", fedtest.HTTP1(fedtest.Bytes("HTTP/1.1 OK OK\n\n")), connects("no usable HTTP")},
@@ -39,7 +39,7 @@ var hostileHTTP1 = []row{
 
 	{"header lines for ever", fedtest.HTTP1(fedtest.Then(fedtest.Exactly("HTTP/1.1 200 OK\r\n"), fedtest.Flood("X-Flood: "+strings.Repeat("x", 1000)+"\r\n", 64<<10))), connects("")},
 	{"one header line for ever", fedtest.HTTP1(fedtest.Then(fedtest.Exactly("HTTP/1.1 200 OK\r\nX-Flood: "), fedtest.Flood("x", 64<<20))), connects("")},
-	{"headers drip", fedtest.HTTP1(fedtest.Drip("HTTP/1.1 200 OK\nX-Drip: ", 20*time.Millisecond)), timesOut("did not answer within ")},
+	{"headers drip", fedtest.HTTP1(fedtest.DripAfter("HTTP/1.1 200 OK\nX-Drip: ", 20*time.Millisecond)), timesOut("did not answer within ")},
 	{"many tiny headers", fedtest.HTTP1(fedtest.Bytes("HTTP/1.1 200 OK\n" + strings.Repeat("a: b\n", 100_000) + "\n")), connects("")},
 	{"header without colon", fedtest.HTTP1(fedtest.Bytes("HTTP/1.1 200 OK\nNonsense\nContent-Length: 2\n\n{}")), connects("no usable HTTP")},
 	{"header without name", fedtest.HTTP1(fedtest.Bytes("HTTP/1.1 200 OK\n: x\nContent-Length: 2\n\n{}")), connects("no usable HTTP")},
@@ -51,7 +51,7 @@ var hostileHTTP1 = []row{
 	{"header that is no UTF-8, which is well", fedtest.HTTP1(fedtest.Answer(200, "X-Latin: \xe9\xff", goodList)), lists(0)},
 
 	{"half an answer", fedtest.HTTP1(fedtest.Half(`{"user_id"`)), connects("in the middle of its answer")},
-	{"body drips", fedtest.HTTP1(fedtest.Drip("HTTP/1.1 200 OK\nContent-Length: 1000000\n\n", 20*time.Millisecond)), timesOut(noEnd)},
+	{"body drips", fedtest.HTTP1(fedtest.Drip(20 * time.Millisecond)), timesOut(noEnd)},
 	{"list comes, its end does not", fedtest.HTTP1(fedtest.Then(fedtest.Bytes("HTTP/1.1 200 OK\nContent-Length: 1000000\n\n"+goodList), fedtest.Hang)), timesOut(noEnd)},
 	{"no length, and kept open", fedtest.HTTP1(fedtest.Then(fedtest.Bytes("HTTP/1.1 200 OK\n\n"+goodList), fedtest.Hang)), timesOut(noEnd)},
 	{"no body", fedtest.HTTP1(fedtest.Bytes("HTTP/1.1 200 OK\nContent-Length: 0\n\n")), bad("cannot be used")},
@@ -127,7 +127,7 @@ var hostileStatus = []row{
 
 	{"500 with 20 MiB", fedtest.HTTP1(fedtest.HugeError(500, 20<<20)), answers(500, freshen.BlameDestination, "500").large()},
 	{"500 with 64 MiB announced", fedtest.HTTP1(fedtest.Bytes("HTTP/1.1 500 Oops\nContent-Length: 67108864\n\n{")), answers(500, freshen.BlameDestination, "500")},
-	{"500 that drips", fedtest.HTTP1(fedtest.Drip("HTTP/1.1 500 Oops\nContent-Length: 100000\n\n", 20*time.Millisecond)), answers(500, freshen.BlameDestination, "500").slowly()},
+	{"500 that drips", fedtest.HTTP1(fedtest.DripAfter("HTTP/1.1 500 Oops\nContent-Length: 100000\n\n", 20*time.Millisecond)), answers(500, freshen.BlameDestination, "500").slowly()},
 	{"500 with a list", fedtest.HTTP1(fedtest.Answer(500, "", goodList)), answers(500, freshen.BlameDestination, "in trouble")},
 	{"502", fedtest.HTTP1(fedtest.Answer(502, "", "Bad Gateway")), answers(502, freshen.BlameDestination, "in trouble")},
 	{"503 with an error", fedtest.HTTP1(fedtest.Answer(503, "", `{"errcode": "M_UNKNOWN", "error": "starting"}`)), answers(503, freshen.BlameDestination, "M_UNKNOWN")},

@@ -136,8 +136,13 @@ func HugeError(status, size int) Script {
 	)
 }
 
-// Drip sends head and then one space every pause, for ever.
-func Drip(head string, pause time.Duration) Script {
+// Drip promises a body and sends one byte of it every pause, for ever.
+func Drip(pause time.Duration) Script {
+	return DripAfter("HTTP/1.1 200 OK\nContent-Length: 1000000\n\n", pause)
+}
+
+// DripAfter sends head and then one space every pause, for ever.
+func DripAfter(head string, pause time.Duration) Script {
 	return func(gone context.Context, conn net.Conn, req *http.Request) {
 		Exactly(strings.ReplaceAll(head, "\n", "\r\n"))(gone, conn, req)
 		drop := time.NewTicker(pause)
