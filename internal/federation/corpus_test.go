@@ -50,7 +50,7 @@ type outcome struct {
 
 const (
 	// mostMiB is what a row may allocate that sends no large body.
-	mostMiB = 2
+	mostMiB = 4
 	// mostLargeMiB is what a row may allocate whose server sends the largest body or more. io.ReadAll grows by a quarter
 	// at a time and so allocates about five times what it returns.
 	mostLargeMiB = 10 * freshen.MaxDeviceListBytes >> 20

@@ -54,7 +54,7 @@ func FuzzXMatrix(f *testing.F) {
 	f.Fuzz(func(t *testing.T, localpart, name string) {
 		user, server, err := freshen.ParseUserID("@" + localpart + ":" + name)
 		if err != nil {
-			t.Skip()
+			return
 		}
 		checking := fedtest.NewHomeserver(server, ourName, key)
 		checking.SetList(user, listOf(user, "D"))
