@@ -65,7 +65,7 @@ type wireList struct {
 
 func splitList(body []byte) (list wireList, err error) {
 	in := newScanner(body, lenient)
-	_, err = in.object(func(name []byte) error {
+	member := func(name []byte) error {
 		if string(name) == "devices" {
 			list.devices, err = in.devices()
 			return err
@@ -90,7 +90,12 @@ func splitList(body []byte) (list wireList, err error) {
 			list.selfSigningKey = value
 		}
 		return nil
-	})
+	}
+	if in.dec.PeekKind() == 'n' { // null is an object without members, as elsewhere in such an answer
+		_, err = in.value()
+	} else {
+		_, err = in.object(member)
+	}
 	if err == nil {
 		err = in.end()
 	}

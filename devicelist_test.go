@@ -76,7 +76,7 @@ func TestParseDeviceList(t *testing.T) {
 		{name: "nested as deeply as may be", body: body(`{"device_id": "A", "keys": {"x": "[[\"{{", "y": ` + strings.Repeat("[", 30) + strings.Repeat("]", 30) + `}}`), devices: []id.DeviceID{"A"}},
 
 		{name: "no device that can be used", body: body("5", `{"device_id": "A"}`), fails: "none of the 2 devices"},
-		{name: "null", body: "null", fails: "no JSON object"},
+		{name: "null", body: "null", fails: "no user_id"},
 		{name: "nothing", body: "", fails: "no device list"},
 		{name: "HTML", body: "<html>", fails: "no device list"},
 		{name: "a list", body: "[]", fails: "no device list"},
