@@ -181,14 +181,21 @@ func TestOdditiesAreBounded(t *testing.T) {
 	}
 }
 
-// FuzzOddities: no list of a stranger panics in the check of its signatures, or is changed by it.
+// FuzzOddities: no device and no key of a stranger panics in the check of its signatures, or is changed by it.
 func FuzzOddities(f *testing.F) {
 	p := fedtest.NewPerson(bob)
-	f.Add(p.List(2, 1))
-	f.Add([]byte(body(device("A"), `{"device_id": "B", "keys": {"keys": {"ed25519:B": "`+p.Master.Public()+`"}, "signatures": {"@bob:b.org": {"ed25519:B": "AAAA"}}}}`)))
-	f.Add([]byte(body(`{"device_id": "B", "keys": {"keys": {"ed25519:B": "` + p.Master.Public() + `"}, "signatur\u0065s": {"@bob:b.org": {"ed25519:B": "AAAA"}}, "signatures ": [{}]}}`)))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		list, err := freshen.ParseDeviceList(data, bob)
+	good, err := json.Marshal(p.DeviceKeys("A", 1))
+	if err != nil {
+		f.Fatal(err)
+	}
+	master := fmt.Sprintf(`{"user_id": "@bob:b.org", "usage": ["master"], "keys": {"ed25519:%[1]s": %[1]q}}`, p.Master.Public())
+	f.Add(good, []byte(master))
+	f.Add([]byte(`{"keys": {"ed25519:A": "`+p.Master.Public()+`"}, "signatur\u0065s": {"@bob:b.org": {"ed25519:A": "AAAA"}}, "signatures ": [{}], "unsigned": []}`), []byte("null"))
+	f.Add([]byte(`{"keys": {"ed25519:A": "`+p.Master.Public()+`"}, "signatures": {"@bob:b.org": {"ed25519:A": "\u0041AAA"}}, "": {"": 1e-400}}`), []byte(master))
+	f.Fuzz(func(t *testing.T, keys, master []byte) {
+		selfSigning := bytes.ReplaceAll(master, []byte(`"master"`), []byte(`"self_signing"`))
+		list, err := freshen.ParseDeviceList(fmt.Appendf(nil, `{"user_id": "@bob:b.org", "devices": [{"device_id": "A", "keys": %s}], "master_key": %s, "self_signing_key": %s}`,
+			keys, master, selfSigning), bob)
 		if err != nil {
 			return
 		}
