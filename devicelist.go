@@ -24,6 +24,9 @@ const (
 	// maxKeyDepth bounds the nesting of one device or key. Real ones have four levels; some clients' parsers give up
 	// the whole answer at 128, and with it the keys of everybody else in it.
 	maxKeyDepth = 32
+	// maxKeyBytes bounds one device or key. Real ones have about 1 KiB; to look for names that stand twice, and to sort
+	// them for the hash, costs seconds where there are hundreds of thousands.
+	maxKeyBytes = 64 << 10
 )
 
 // DeviceList is the device list of one user as their own server told it (GET /_matrix/federation/v1/user/devices),

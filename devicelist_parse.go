@@ -240,7 +240,7 @@ func (s *scanner) devices() ([][]byte, error) {
 // device reads one device in a pass over it. It returns the device's ID even where the device must be dropped, so that
 // a duplicate of it is seen.
 func (s *scanner) device(raw []byte, owner id.UserID) (Device, DropReason) {
-	if tooDeep(raw) {
+	if len(raw) > maxKeyBytes || tooDeep(raw) {
 		return Device{}, DropNoObject
 	}
 	s.reset(raw)
@@ -292,7 +292,7 @@ func (s *scanner) device(raw []byte, owner id.UserID) (Device, DropReason) {
 
 // readObject reads one JSON object into the struct at into, and says whether it is one that every client can read.
 func readObject(raw []byte, into any) bool {
-	return raw[0] == '{' && !tooDeep(raw) && jsonv2.Unmarshal(raw, into, strict) == nil
+	return raw[0] == '{' && len(raw) <= maxKeyBytes && !tooDeep(raw) && jsonv2.Unmarshal(raw, into, strict) == nil
 }
 
 // tooDeep says whether raw, which must be valid JSON, is nested more than maxKeyDepth levels.

@@ -75,6 +75,9 @@ func TestParseDeviceList(t *testing.T) {
 		{name: "nested too deeply", body: body(device("B"), `{"device_id": "A", "keys": {"x": "[[{{", "y": `+strings.Repeat("[", 31)+strings.Repeat("]", 31)+`}}`), devices: []id.DeviceID{"B"}, dropped: drops{freshen.DropNoObject: 1}},
 		{name: "nested as deeply as may be", body: body(`{"device_id": "A", "keys": {"x": "[[\"{{", "y": ` + strings.Repeat("[", 30) + strings.Repeat("]", 30) + `}}`), devices: []id.DeviceID{"A"}},
 
+		{name: "keys too long", body: body(device("B"), `{"device_id": "A", "keys": {"x": "`+strings.Repeat("x", 64<<10)+`"}}`), devices: []id.DeviceID{"B"}, dropped: drops{freshen.DropNoObject: 1}},
+		{name: "long keys", body: body(`{"device_id": "A", "keys": {"x": "` + strings.Repeat("x", 63<<10) + `"}}`), devices: []id.DeviceID{"A"}},
+
 		{name: "no device that can be used", body: body("5", `{"device_id": "A"}`), fails: "none of the 2 devices"},
 		{name: "null", body: "null", fails: "no user_id"},
 		{name: "nothing", body: "", fails: "no device list"},
