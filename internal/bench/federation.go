@@ -88,7 +88,25 @@ func federating(b *bench) error {
 			return err
 		}
 	}
-	return errors.Join(cached(b, ca, key, 1), cached(b, ca, key, 8))
+	return errors.Join(signatures(b.out, 5), signatures(b.out, 500), cached(b, ca, key, 1), cached(b, ca, key, 8))
+}
+
+// signatures measures the check of a list's signatures, which is made once for a list, when those who wait have their
+// answer.
+func signatures(out *table, devices int) error {
+	bob := bobAt("remote.test")
+	list, err := freshen.ParseDeviceList(fedtest.NewPerson(bob).List(devices, 1), bob)
+	if err != nil {
+		return err
+	}
+	var took []time.Duration
+	for range 50 {
+		began := time.Now()
+		list.Oddities()
+		took = append(took, time.Since(began))
+	}
+	out.add(row{name: fmt.Sprintf("signatures of a new list of %d devices, checked beside its answer: p50", devices), freshen: ms(median(took))})
+	return nil
 }
 
 // turns measures both in turns, after a few that do not count.
@@ -293,5 +311,5 @@ func heap() int64 {
 	runtime.GC()
 	var stats runtime.MemStats
 	runtime.ReadMemStats(&stats)
-	return int64(stats.HeapAlloc) //nolint:gosec // far from 2⁶³
+	return int64(stats.HeapAlloc)
 }
