@@ -84,18 +84,23 @@ func (e *Engine) board(target id.UserID, aboard func(*flight)) (f *flight, wait 
 		return nil, wait
 	}
 	e.flights[target] = f
-	e.wg.Go(func() { e.fly(f) })
+	e.wg.Go(func() {
+		if list := e.fly(f); list != nil {
+			e.tellOddities(list)
+		}
+	})
 	return f, 0
 }
 
-func (e *Engine) fly(f *flight) {
+// fly returns the list if it says something new.
+func (e *Engine) fly(f *flight) *freshen.DeviceList {
 	defer e.cfg.Fetching(f.target)()
 	ctx, cancel := context.WithTimeout(e.ctx, e.cfg.Timeout)
 	defer cancel()
 	gen, err := e.store.DebtGen(ctx, f.target)
 	if err != nil {
 		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
-		return
+		return nil
 	}
 	list, err := e.ask(ctx, f)
 
@@ -108,12 +113,24 @@ func (e *Engine) fly(f *flight) {
 	defer cancel()
 	if err != nil {
 		e.fail(ctx, f, err)
-		return
+		return nil
 	}
-	e.succeed(ctx, f, list, gen)
+	if !e.succeed(ctx, f, list, gen) {
+		return nil
+	}
+	return list
 }
 
-func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceList, gen int64) {
+// tellOddities checks the signatures of a list. It costs some milliseconds and drops nothing, so it is done once for the
+// same list, and when all who wait for the list have their answer.
+func (e *Engine) tellOddities(list *freshen.DeviceList) {
+	if odd := list.Oddities(); len(odd) > 0 {
+		e.log.Info("a device list is odd, and kept as it came", "target", list.UserID, "devices", len(list.Devices), "odd", odd)
+	}
+}
+
+// succeed says whether the list could be recorded and says something new.
+func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceList, gen int64) bool {
 	now := e.cfg.Now()
 	kept, err := e.store.Keep(ctx, store.Fetched{
 		List: list, At: now, Requesters: slices.Sorted(maps.Keys(f.requesters)), PaidGen: gen,
@@ -121,7 +138,7 @@ func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceLis
 	})
 	if err != nil {
 		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
-		return
+		return false
 	}
 	if len(list.Dropped) > 0 {
 		e.log.Warn("left out parts of a device list that do not belong in it", "target", f.target, "dropped", list.Dropped)
@@ -144,6 +161,7 @@ func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceLis
 			e.rooms.Explore(user, cred, f.target)
 		}
 	}
+	return kept.Changed
 }
 
 // concerns says whether one of the requesters shares a room with the target. A long list is kept only then: anybody may
