@@ -2,6 +2,7 @@ package federation_test
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 
 	"freshen"
@@ -115,7 +116,7 @@ func device(deviceID string) string {
 func numbered(n int) []string {
 	devices := make([]string, n)
 	for i := range devices {
-		devices[i] = device(fmt.Sprint(i))
+		devices[i] = device(strconv.Itoa(i))
 	}
 	return devices
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 
@@ -103,8 +104,8 @@ func (h *H2) awaitRequest() bool {
 // Block compresses header fields, which come as name, value, name, value.
 func (h *H2) Block(fields ...string) []byte {
 	h.out.Reset()
-	for i := 0; i < len(fields); i += 2 {
-		_ = h.hpack.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]})
+	for pair := range slices.Chunk(fields, 2) {
+		_ = h.hpack.WriteField(hpack.HeaderField{Name: pair[0], Value: pair[len(pair)-1]})
 	}
 	return bytes.Clone(h.out.Bytes())
 }

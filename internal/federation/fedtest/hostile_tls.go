@@ -1,6 +1,7 @@
 package fedtest
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -72,7 +73,7 @@ func Versions(least, most uint16) Server {
 func Chooses(proto, bytes string) Server {
 	return func(raw net.Conn, at Place) {
 		conn := tls.Server(raw, serverConfig(at.Cert, proto))
-		if conn.Handshake() != nil {
+		if conn.HandshakeContext(context.Background()) != nil {
 			return
 		}
 		_, _ = io.WriteString(conn, bytes)
@@ -84,7 +85,7 @@ func Chooses(proto, bytes string) Server {
 func Early(bytes string) Server {
 	return func(raw net.Conn, at Place) {
 		conn := tls.Server(raw, serverConfig(at.Cert, "http/1.1"))
-		if conn.Handshake() != nil {
+		if conn.HandshakeContext(context.Background()) != nil {
 			return
 		}
 		_, _ = io.WriteString(conn, bytes)
@@ -103,7 +104,7 @@ func DripHandshake(pause time.Duration) Server {
 // BreaksRecord ends a good handshake and goes on with bytes that no key encrypted.
 func BreaksRecord(raw net.Conn, at Place) {
 	conn := tls.Server(raw, serverConfig(at.Cert, "http/1.1"))
-	if conn.Handshake() != nil {
+	if conn.HandshakeContext(context.Background()) != nil {
 		return
 	}
 	_, _ = io.WriteString(raw, record(23, 64, string(make([]byte, 64))))
