@@ -34,14 +34,14 @@ type limits struct {
 
 // limitsOf a request that has so much time in all.
 func limitsOf(total time.Duration) limits {
-	tenths := func(n time.Duration) time.Duration { return max(total*n/10, stageLeastTime) }
+	atLeast := func(part time.Duration) time.Duration { return max(part, stageLeastTime) }
 	return limits{
 		discovery: min(max(total*6/10, discoveryLeastTime), discoveryMostTime),
-		connect:   tenths(7),
-		handshake: tenths(4),
-		kept:      tenths(3),
-		answer:    tenths(8),
-		body:      tenths(6),
+		connect:   atLeast(total * 7 / 10),
+		handshake: atLeast(total * 4 / 10),
+		kept:      atLeast(total * 3 / 10),
+		answer:    atLeast(total * 8 / 10),
+		body:      atLeast(total * 6 / 10),
 	}
 }
 
