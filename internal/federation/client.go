@@ -129,10 +129,12 @@ func (c *Client) FetchDeviceList(ctx context.Context, target id.UserID) (*freshe
 			Sentence: "No server was asked, because the target is no user ID.", Err: err,
 		}
 	}
-	if _, err := parseName(server); err != nil {
-		return nil, &freshen.Failure{
-			Destination: server, Reason: freshen.ReasonDenied,
-			Sentence: fmt.Sprintf("%s was not asked: it is no name or address that a server can have.", server), Err: err,
+	if strings.HasPrefix(server, "[") { // the grammar of a user ID takes [:::::] too
+		if _, err := parseName(server); err != nil {
+			return nil, &freshen.Failure{
+				Destination: server, Reason: freshen.ReasonDenied,
+				Sentence: fmt.Sprintf("%s was not asked: it is no name or address that a server can have.", server), Err: err,
+			}
 		}
 	}
 	if !c.begin() {

@@ -76,17 +76,28 @@ const (
 // errOverdue is the cause of a request that a stage's limit ended.
 var errOverdue = errors.New("a stage of the request took too long")
 
+// alarm is what happens if a stage takes too long.
+type alarm int
+
+const (
+	alarmOff    alarm = iota
+	alarmSilent       // the connection is given up if nothing came back on it
+	alarmGiveUp       // the request is given up
+)
+
 // attempt is one request on its way; it travels in the request's context.
 type attempt struct {
 	limits limits
 	giveUp context.CancelCauseFunc
 	route  *route // nil until it is found
 
-	mu      sync.Mutex
-	stage   stage
-	since   time.Time
-	watches []*time.Timer // of the present stage
-	socket  *dial.Socket  // on which the request was last sent
+	mu     sync.Mutex
+	stage  stage
+	since  time.Time
+	socket *dial.Socket // on which the request was last sent
+	alarm  alarm
+	due    time.Time   // of the alarm
+	timer  *time.Timer // one for all alarms: requests are many, alarms are few
 }
 
 func newAttempt(total time.Duration, giveUp context.CancelCauseFunc) *attempt {
@@ -113,7 +124,7 @@ func (a *attempt) enter(next stage) {
 	defer a.mu.Unlock()
 	a.begin(next)
 	if next == stageBody {
-		a.watch(a.limits.body, func() { a.giveUp(errOverdue) })
+		a.set(alarmGiveUp, a.since.Add(a.limits.body))
 	}
 }
 
@@ -132,14 +143,10 @@ func (a *attempt) sentOn(socket *dial.Socket, kept bool) {
 	defer a.mu.Unlock()
 	a.begin(stageAnswer)
 	a.socket = socket
-	a.watch(a.limits.answer, func() { a.giveUp(errOverdue) })
 	if kept && socket != nil {
-		since := a.since
-		a.watch(a.limits.kept, func() {
-			if socket.SilentSince(since) {
-				socket.Drop()
-			}
-		})
+		a.set(alarmSilent, a.since.Add(a.limits.kept))
+	} else {
+		a.set(alarmGiveUp, a.since.Add(a.limits.answer))
 	}
 }
 
@@ -156,7 +163,10 @@ func (a *attempt) wasDropped() bool {
 func (a *attempt) end(bad bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.begin(a.stage)
+	a.alarm = alarmOff
+	if a.timer != nil {
+		a.timer.Stop()
+	}
 	if bad && a.socket != nil {
 		a.socket.Drop()
 	}
@@ -164,21 +174,34 @@ func (a *attempt) end(bad bool) {
 
 // begin is called with mu held.
 func (a *attempt) begin(next stage) {
-	for _, watch := range a.watches {
-		watch.Stop()
-	}
-	a.watches = nil
-	a.stage, a.since = next, time.Now()
+	a.stage, a.since, a.alarm = next, time.Now(), alarmOff
 }
 
-// watch calls late, with mu held, if the present stage has not ended after limit. It is called with mu held.
-func (a *attempt) watch(limit time.Duration, late func()) {
-	since := a.since
-	a.watches = append(a.watches, time.AfterFunc(limit, func() {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		if a.since.Equal(since) && len(a.watches) > 0 {
-			late()
-		}
-	}))
+// set is called with mu held.
+func (a *attempt) set(what alarm, due time.Time) {
+	a.alarm, a.due = what, due
+	if wait := time.Until(due); a.timer == nil {
+		a.timer = time.AfterFunc(wait, a.ring)
+	} else {
+		a.timer.Reset(wait)
+	}
+}
+
+// ring may come late, for an alarm that is off or was set anew.
+func (a *attempt) ring() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	due := a.alarm
+	if due == alarmOff || time.Now().Before(a.due) {
+		return
+	}
+	a.alarm = alarmOff
+	switch {
+	case due == alarmGiveUp:
+		a.giveUp(errOverdue)
+	case a.socket.SilentSince(a.since):
+		a.socket.Drop()
+	default:
+		a.set(alarmGiveUp, a.since.Add(a.limits.answer))
+	}
 }
