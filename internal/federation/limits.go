@@ -175,6 +175,9 @@ func (a *attempt) end(bad bool) {
 // begin is called with mu held.
 func (a *attempt) begin(next stage) {
 	a.stage, a.since, a.alarm = next, time.Now(), alarmOff
+	if next == stageQueue {
+		a.socket = nil // it may have been sent before, on a connection that was given up
+	}
 }
 
 // set is called with mu held.
