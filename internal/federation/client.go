@@ -3,8 +3,8 @@
 //
 // Any user may name any server of the world, so what is named decides nothing here: where it leads is found by the
 // specification's discovery (route.go, wellknown.go), every connection goes through one dialler that refuses private
-// and reserved networks (package dial), certificates are always verified, and time, bodies, headers, redirects, caches
-// and kept connections are all bounded. Proxies from the environment are not used: the dialler could not see where they
+// and reserved networks (package dial), certificates are always verified, and time (in all and for each stage, limits.go),
+// bodies, headers, redirects, caches and sockets are all bounded. Proxies from the environment are not used: the dialler could not see where they
 // connect. Whatever goes wrong comes back as a [freshen.Failure] with a sentence for people.
 package federation
 
@@ -127,6 +127,14 @@ func (c *Client) FetchDeviceList(ctx context.Context, target id.UserID) (*freshe
 		return nil, &freshen.Failure{
 			Destination: freshen.Destination(target), Reason: freshen.ReasonDenied,
 			Sentence: "No server was asked, because the target is no user ID.", Err: err,
+		}
+	}
+	if strings.HasPrefix(server, "[") { // the grammar of a user ID takes [:::::] too
+		if _, err := parseName(server); err != nil {
+			return nil, &freshen.Failure{
+				Destination: server, Reason: freshen.ReasonDenied,
+				Sentence: fmt.Sprintf("%s was not asked: it is no name or address that a server can have.", server), Err: err,
+			}
 		}
 	}
 	if !c.begin() {

@@ -120,7 +120,9 @@ func TestDiscovery(t *testing.T) {
 		delegatedTo("with a dot at the end", "m.test.:99", "m.test", "m.test.:99"),
 		delegatedTo("in Punycode", "xn--bcher-kva.test:99", "xn--bcher-kva.test", "xn--bcher-kva.test:99"),
 		fallback("well-known is a 404", http.NotFound),
-		fallback("well-known is a 500", func(rw http.ResponseWriter, _ *http.Request) { http.Error(rw, `{"m.server": "evil.test:1"}`, 500) }),
+		fallback("well-known is a 500", func(rw http.ResponseWriter, _ *http.Request) {
+			http.Error(rw, `{"m.server": "evil.test:1"}`, http.StatusInternalServerError)
+		}),
 		fallback("well-known is no content", func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusNoContent) }),
 		fallback("well-known has another certificate", nil),
 		fallback("well-known is null", body("null")),

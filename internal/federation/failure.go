@@ -43,6 +43,9 @@ func (f *failing) failure(resp *http.Response, err error) *freshen.Failure {
 		cause = errors.Join(cause, f.ended)
 	}
 	dialed, notConnected := errors.AsType[*dialError](err)
+	if stage, _, _ := f.attempt.at(); stage == stageAnswer && isTimeout(err) {
+		notConnected = false // net/http was sending it again and again
+	}
 	_, noService := errors.AsType[*noServiceError](err)
 	switch {
 	case resp != nil && resp.StatusCode != http.StatusOK:
@@ -64,8 +67,6 @@ func (f *failing) failure(resp *http.Response, err error) *freshen.Failure {
 		return f.because(freshen.ReasonConnect, cause, "%s broke the connection in the middle of its answer.", f.where())
 	case noService:
 		return f.because(freshen.ReasonDNS, cause, "%s is not asked: %v.", f.server, cause)
-	case errors.Is(err, errNoName):
-		return f.because(freshen.ReasonDNS, cause, "%s is no name or address that a server can have.", f.server)
 	case errors.Is(err, dial.ErrBusy):
 		return f.because(freshen.ReasonTimeout, cause, "%s was not asked in time: freshen has as many connections open as it may have.", f.server)
 	case isBroken(err), errors.Is(err, errBreaksOff):

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	mxfed "maunium.net/go/mautrix/federation"
+
 	"freshen"
 )
 
@@ -127,6 +129,17 @@ func TestShare(t *testing.T) {
 	}
 	if got := share(t.Context(), 3, time.Second); got != time.Second {
 		t.Errorf("without a deadline it is %s", got)
+	}
+}
+
+// TestUserAgentIsAHeader: neither the version nor our server's name can add a header to our requests.
+func TestUserAgentIsAHeader(t *testing.T) {
+	key := NewSigningKey(mxfed.GenerateSigningKey())
+	for _, agent := range []string{"freshen/1\r\nX: y", "freshen/1\n", "freshen\x00", "freshen/1 (é)", "freshen\x7f"} {
+		if client, err := New(Config{ServerName: "us.test", Key: key, UserAgent: agent}); err == nil {
+			client.Close()
+			t.Errorf("%q was taken for a User-Agent", agent)
+		}
 	}
 }
 

@@ -5,7 +5,9 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -47,6 +49,73 @@ func TestKeptConnectionThatWentSilent(t *testing.T) {
 				t.Errorf("the server saw %+v, want two requests over %s", seen, proto)
 			}
 		})
+	}
+}
+
+// TestKeptConnectionToAServerThatIsGone: a kept connection that fell silent is given up once; that there is no new one is
+// then told at once.
+func TestKeptConnectionToAServerThatIsGone(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	server := fedtest.NewHomeserver("127.1.0.1:1", ourName, w.key)
+	fedtest.ServeTLS(w, w.net.Listen("127.1.0.9:9"), w.ca.Issue("127.1.0.1"), server)
+	forgotten := make(chan struct{})
+	w.raw("127.1.0.1:1", func(ending context.Context, conn net.Conn) {
+		through, err := w.net.Connect(ending, netip.MustParseAddrPort("127.1.0.9:9"))
+		if err != nil {
+			return
+		}
+		var both sync.WaitGroup
+		both.Go(func() { relay(conn, through, forgotten) })
+		both.Go(func() { relay(through, conn, forgotten) })
+		both.Wait()
+	})
+	w.good("@bob:127.1.0.1:1")
+	close(forgotten)
+	w.net.Remove("127.1.0.1:1")
+	_, failure := w.fetch("@bob:127.1.0.1:1", 10*time.Second)
+	if failure == nil || failure.Sentence != "127.1.0.1:1 refused the connection." {
+		t.Errorf("got %v, want to hear of the refused connection", failure)
+	}
+	if dialed := len(w.net.Dialed()); dialed != 3 { // this server, what is behind it, and this server again
+		t.Errorf("%d connections were dialled, want 3", dialed)
+	}
+}
+
+// TestNeighbourOnTheSameConnection: one user whose list a server never sends costs the other users of that server
+// nothing, although their requests share a connection that is given up for it.
+func TestNeighbourOnTheSameConnection(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	server := fedtest.NewHomeserver("127.1.0.1:1", ourName, w.key)
+	arrived := make(chan struct{}, 10)
+	var asked atomic.Int32
+	fedtest.ServeTLS(w, w.net.Listen("127.1.0.1:1"), w.ca.Issue("127.1.0.1"), http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		hangs := strings.Contains(r.URL.Path, "@hang:")
+		if hangs || strings.Contains(r.URL.Path, "@slow:") && asked.Add(1) == 1 {
+			arrived <- struct{}{}
+			<-r.Context().Done()
+			return
+		}
+		server.ServeHTTP(rw, r)
+	}))
+	w.good("@bob:127.1.0.1:1")
+	var both sync.WaitGroup
+	both.Go(func() {
+		if _, failure := w.fetch("@slow:127.1.0.1:1", 30*time.Second); failure != nil {
+			t.Error(failure)
+		}
+	})
+	<-arrived
+	both.Go(func() {
+		if _, failure := w.fetch("@hang:127.1.0.1:1", 2*time.Second); failure == nil {
+			t.Error("there is a list of a user whose list is never sent")
+		}
+	})
+	<-arrived
+	both.Wait()
+	if asked.Load() != 2 {
+		t.Errorf("the slow list was asked for %d times, want twice", asked.Load())
 	}
 }
 

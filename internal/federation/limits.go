@@ -34,14 +34,14 @@ type limits struct {
 
 // limitsOf a request that has so much time in all.
 func limitsOf(total time.Duration) limits {
-	tenths := func(n time.Duration) time.Duration { return max(total*n/10, stageLeastTime) }
+	atLeast := func(part time.Duration) time.Duration { return max(part, stageLeastTime) }
 	return limits{
 		discovery: min(max(total*6/10, discoveryLeastTime), discoveryMostTime),
-		connect:   tenths(7),
-		handshake: tenths(4),
-		kept:      tenths(3),
-		answer:    tenths(8),
-		body:      tenths(6),
+		connect:   atLeast(total * 7 / 10),
+		handshake: atLeast(total * 4 / 10),
+		kept:      atLeast(total * 3 / 10),
+		answer:    atLeast(total * 8 / 10),
+		body:      atLeast(total * 6 / 10),
 	}
 }
 
@@ -76,6 +76,15 @@ const (
 // errOverdue is the cause of a request that a stage's limit ended.
 var errOverdue = errors.New("a stage of the request took too long")
 
+// alarm is what happens if a stage takes too long.
+type alarm int
+
+const (
+	alarmOff    alarm = iota
+	alarmSilent       // the connection is given up if nothing came back on it
+	alarmGiveUp       // the request is given up
+)
+
 // attempt is one request on its way; it travels in the request's context.
 type attempt struct {
 	limits limits
@@ -85,10 +94,12 @@ type attempt struct {
 	mu      sync.Mutex
 	stage   stage
 	since   time.Time
-	watches []*time.Timer // of the present stage
-	socket  *dial.Socket  // on which the request was last sent
-	guard   *guard        // above it; nil once the request is over
-	dialled int           // connections for the request
+	socket  *dial.Socket // on which the request was last sent
+	guard   *guard       // above it; nil once the request is over
+	dialled int          // connections for the request
+	alarm   alarm
+	due     time.Time   // of the alarm
+	timer   *time.Timer // one for all alarms: requests are many, alarms are few
 }
 
 func newAttempt(total time.Duration, giveUp context.CancelCauseFunc) *attempt {
@@ -115,7 +126,7 @@ func (a *attempt) enter(next stage) {
 	defer a.mu.Unlock()
 	a.begin(next)
 	if next == stageBody {
-		a.watch(a.limits.body, func() { a.giveUp(errOverdue) })
+		a.set(alarmGiveUp, a.since.Add(a.limits.body))
 	}
 }
 
@@ -142,14 +153,10 @@ func (a *attempt) sentOn(on *guard, kept bool) {
 	on.begin()
 	socket := on.socket()
 	a.guard, a.socket = on, socket
-	a.watch(a.limits.answer, func() { a.giveUp(errOverdue) })
 	if kept && socket != nil {
-		since := a.since
-		a.watch(a.limits.kept, func() {
-			if socket.SilentSince(since) {
-				socket.Drop()
-			}
-		})
+		a.set(alarmSilent, a.since.Add(a.limits.kept))
+	} else {
+		a.set(alarmGiveUp, a.since.Add(a.limits.answer))
 	}
 }
 
@@ -166,8 +173,11 @@ func (a *attempt) wasDropped() bool {
 func (a *attempt) end(bad bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.begin(a.stage)
 	a.leave()
+	a.alarm = alarmOff
+	if a.timer != nil {
+		a.timer.Stop()
+	}
 	if bad && a.socket != nil {
 		a.socket.Drop()
 	}
@@ -181,21 +191,37 @@ func (a *attempt) leave() {
 
 // begin is called with mu held.
 func (a *attempt) begin(next stage) {
-	for _, watch := range a.watches {
-		watch.Stop()
+	a.stage, a.since, a.alarm = next, time.Now(), alarmOff
+	if next == stageQueue {
+		a.socket = nil // it may have been sent before, on a connection that was given up
 	}
-	a.watches = nil
-	a.stage, a.since = next, time.Now()
 }
 
-// watch calls late, with mu held, if the present stage has not ended after limit. It is called with mu held.
-func (a *attempt) watch(limit time.Duration, late func()) {
-	since := a.since
-	a.watches = append(a.watches, time.AfterFunc(limit, func() {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		if a.since.Equal(since) && len(a.watches) > 0 {
-			late()
-		}
-	}))
+// set is called with mu held.
+func (a *attempt) set(what alarm, due time.Time) {
+	a.alarm, a.due = what, due
+	if wait := time.Until(due); a.timer == nil {
+		a.timer = time.AfterFunc(wait, a.ring)
+	} else {
+		a.timer.Reset(wait)
+	}
+}
+
+// ring may come late, for an alarm that is off or was set anew.
+func (a *attempt) ring() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	due := a.alarm
+	if due == alarmOff || time.Now().Before(a.due) {
+		return
+	}
+	a.alarm = alarmOff
+	switch {
+	case due == alarmGiveUp:
+		a.giveUp(errOverdue)
+	case a.socket.SilentSince(a.since):
+		a.socket.Drop()
+	default:
+		a.set(alarmGiveUp, a.since.Add(a.limits.answer))
+	}
 }
