@@ -77,7 +77,7 @@ func New(cfg Config) (*Client, error) {
 	}
 	c := &Client{now: cfg.Now}
 	c.closing, c.close = context.WithCancel(context.Background())
-	c.sockets = dial.NewSockets(maxSockets, func() { c.transport.http.CloseIdleConnections() })
+	c.sockets = dial.NewSockets(maxSockets, func() { c.transport.pools.closeKept() })
 	dialer := &dial.Dialer{Resolver: cfg.Resolver, Allow: slices.Clone(cfg.AllowNetworks), Sockets: c.sockets}
 	c.transport = newTransport(&cfg, &router{
 		dialer:      dialer,
@@ -112,7 +112,7 @@ func (c *Client) Close() {
 	c.running.Wait()
 	c.transport.router.running.Wait()
 	c.sockets.Close()
-	c.transport.http.CloseIdleConnections()
+	c.transport.pools.closeKept()
 }
 
 // errClosed is the cause of requests that Close ended or that came after it.
@@ -127,14 +127,6 @@ func (c *Client) FetchDeviceList(ctx context.Context, target id.UserID) (*freshe
 		return nil, &freshen.Failure{
 			Destination: freshen.Destination(target), Reason: freshen.ReasonDenied,
 			Sentence: "No server was asked, because the target is no user ID.", Err: err,
-		}
-	}
-	if strings.HasPrefix(server, "[") { // the grammar of a user ID takes [:::::] too
-		if _, err := parseName(server); err != nil {
-			return nil, &freshen.Failure{
-				Destination: server, Reason: freshen.ReasonDenied,
-				Sentence: fmt.Sprintf("%s was not asked: it is no name or address that a server can have.", server), Err: err,
-			}
 		}
 	}
 	if !c.begin() {
@@ -158,7 +150,13 @@ func (c *Client) FetchDeviceList(ctx context.Context, target id.UserID) (*freshe
 		Authenticate: true,
 	})
 	unanswered := ctx.Err() != nil || resp == nil || err != nil && resp.StatusCode == http.StatusOK
-	defer a.end(unanswered && !errors.Is(context.Cause(ctx), context.Canceled))
+	defer func() {
+		bad := unanswered && !errors.Is(context.Cause(ctx), context.Canceled)
+		a.end(bad)
+		if a.pool != nil {
+			c.transport.pools.leave(a.pool, bad)
+		}
+	}()
 	failed := func(err error) error {
 		f := failing{server: server, attempt: a, ended: ctx.Err(), cause: context.Cause(ctx), now: c.now()}
 		return f.failure(resp, err)

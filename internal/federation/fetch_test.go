@@ -300,7 +300,7 @@ func TestAfterClose(t *testing.T) {
 func TestTargetIsNoUserID(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	for _, target := range []id.UserID{"", "bob", "@:127.1.0.1:1", "@bob:", "@bob:b.test/x", "@b\x00b:127.1.0.1:1", "@bob:b.test:0"} {
+	for _, target := range []id.UserID{"", "bob", "@:127.1.0.1:1", "@bob:", "@bob:b.test/x", "@b\x00b:127.1.0.1:1", "@bob:b.test:0", "@bob:[:::::]"} {
 		if _, failure := w.fetch(target, time.Second); failure == nil || failure.Blames() != freshen.BlameNobody {
 			t.Errorf("%q: got %v, want a failure that is nobody's", target, failure)
 		}

@@ -90,6 +90,7 @@ type attempt struct {
 	limits limits
 	giveUp context.CancelCauseFunc
 	route  *route // nil until it is found
+	pool   *pool  // of the route, nil until then
 
 	mu      sync.Mutex
 	stage   stage

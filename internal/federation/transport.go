@@ -16,8 +16,6 @@ import (
 
 const (
 	maxHeaderBytes   = 64 << 10
-	maxIdleConns     = 256
-	maxIdlePerRoute  = 2
 	maxConnsPerRoute = 8
 	// idleTimeout is below the keep-alive of common reverse proxies (nginx: 75 s), so that it is we who close.
 	idleTimeout = 55 * time.Second
@@ -46,7 +44,7 @@ func dialContext(ctx context.Context) context.Context {
 type transport struct {
 	router *router
 	tls    *tls.Config
-	http   *http.Transport
+	pools  *pools
 }
 
 func newTransport(cfg *Config, router *router) *transport {
@@ -59,13 +57,17 @@ func newTransport(cfg *Config, router *router) *transport {
 			ClientSessionCache: nil, // resumption saves a tenth of a millisecond, and lets a server follow us
 		},
 	}
-	t.http = &http.Transport{
+	t.pools = newPools(t.newHTTP)
+	return t
+}
+
+func (t *transport) newHTTP() *http.Transport {
+	return &http.Transport{
 		DialTLSContext:         t.dialTLS,
 		ForceAttemptHTTP2:      true,
 		DisableCompression:     true, // a list is keys and signatures, which hardly shrink; what is not asked for cannot explode
 		MaxResponseHeaderBytes: maxHeaderBytes,
-		MaxIdleConns:           maxIdleConns,
-		MaxIdleConnsPerHost:    maxIdlePerRoute,
+		MaxIdleConnsPerHost:    maxKeptPerRoute,
 		MaxConnsPerHost:        maxConnsPerRoute,
 		IdleConnTimeout:        idleTimeout,
 		HTTP2: &http.HTTP2Config{
@@ -76,12 +78,11 @@ func newTransport(cfg *Config, router *router) *transport {
 			WriteByteTimeout: 5 * time.Second,
 		},
 	}
-	return t
 }
 
 var errNotFinal = errors.New("its answer has a status that only an interim one may have")
 
-// RoundTrip implements [http.RoundTripper]. The context must hold an attempt.
+// RoundTrip implements [http.RoundTripper]. The context must hold an attempt, whose pool the caller leaves.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
 	a := attemptOf(ctx)
@@ -92,7 +93,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.route = found
+	a.route, a.pool = found, t.pools.enter(found.poolKey)
 	// No Got1xxResponse: with it, net/http would no longer bound how many interim answers there may be.
 	ctx = httptrace.WithClientTrace(withDialContext(ctx), &httptrace.ClientTrace{
 		GotConn: func(got httptrace.GotConnInfo) { a.sentOn(guardOf(got.Conn), got.Reused) },
@@ -105,7 +106,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	sent.Host = found.host
 	for {
 		a.enter(stageQueue)
-		resp, err := t.http.RoundTrip(sent)
+		resp, err := a.pool.http.RoundTrip(sent)
 		switch {
 		case err != nil && ctx.Err() == nil && a.wasDropped():
 			continue // each time there is one connection less
