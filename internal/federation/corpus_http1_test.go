@@ -14,7 +14,7 @@ const (
 	// goodList is the list of a user without devices.
 	goodList = `{"user_id": "$user", "stream_id": 1, "devices": []}`
 	// noEnd is how sentences tell of an answer that begins and does not end.
-	noEnd   = "did not answer within |was still sending its answer after "
+	noEnd   = "was still sending its answer after "
 	chunked = "HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n"
 )
 

@@ -2,8 +2,6 @@ package federation
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -103,38 +101,6 @@ func mostTelling(addrs []dial.AddrError) dial.AddrError {
 	return best
 }
 
-// explainTLS says why the handshake failed.
-func explainTLS(place string, err error, now time.Time) clause {
-	server := func(text string) clause {
-		return clause{freshen.ReasonTLS, place, place + " " + text, "which " + text}
-	}
-	certificate := func(text string) clause {
-		return clause{freshen.ReasonTLS, place, "the certificate of " + place + " " + text, "whose certificate " + text}
-	}
-	if invalid, ok := errors.AsType[x509.CertificateInvalidError](err); ok && invalid.Reason == x509.Expired && invalid.Cert != nil {
-		if now.Before(invalid.Cert.NotBefore) {
-			return certificate("is not valid before " + humanDate(invalid.Cert.NotBefore))
-		}
-		return certificate("expired on " + humanDate(invalid.Cert.NotAfter))
-	}
-	if mismatch, ok := errors.AsType[x509.HostnameError](err); ok {
-		return certificate("is not for " + clean(mismatch.Host, maxRemoteError))
-	}
-	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return certificate("is signed by an authority that is not trusted here; federation.ca_file can name further ones")
-	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return certificate("cannot be trusted")
-	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-		return server("does not speak TLS")
-	}
-	if isBroken(err) {
-		return server("broke the connection during the TLS handshake")
-	}
-	return server("offers no TLS that freshen can use")
-}
-
 // explainWellKnown says in words why a request for a well-known that took so long delegates nothing; they stand for
 // whole sentences in the cache, since errors hold on to certificates and more, whose size strangers choose.
 func explainWellKnown(err error, took time.Duration, now time.Time) string {
@@ -213,8 +179,11 @@ func isUnreachable(err error) bool {
 	return errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EADDRNOTAVAIL)
 }
 
-// isBroken says whether the connection ended before its time.
+// isBroken says whether the other end broke the connection off before its time.
 func isBroken(err error) bool {
-	_, ok := errors.AsType[*net.OpError](err)
-	return ok || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
+	op, ok := errors.AsType[*net.OpError](err)
+	if ok && op.Op != "local error" { // which is what crypto/tls calls it when it is we who break off
+		return true
+	}
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }

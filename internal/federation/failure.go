@@ -46,6 +46,7 @@ func (f *failing) failure(resp *http.Response, err error) *freshen.Failure {
 	if stage, _, _ := f.attempt.at(); stage == stageAnswer && isTimeout(err) {
 		notConnected = false // net/http was sending it again and again
 	}
+	alert, refused := alertOf(err)
 	_, noService := errors.AsType[*noServiceError](err)
 	switch {
 	case resp != nil && resp.StatusCode != http.StatusOK:
@@ -69,6 +70,8 @@ func (f *failing) failure(resp *http.Response, err error) *freshen.Failure {
 		return f.because(freshen.ReasonDNS, cause, "%s is not asked: %v.", f.server, cause)
 	case errors.Is(err, dial.ErrBusy):
 		return f.because(freshen.ReasonTimeout, cause, "%s was not asked in time: freshen has as many connections open as it may have.", f.server)
+	case refused: // after the handshake, where TLS 1.3 has it
+		return f.because(freshen.ReasonTLS, cause, "%s %s.", f.where(), explainAlert(alert, f.attempt.route.tlsName))
 	case isBroken(err), errors.Is(err, errBreaksOff):
 		return f.because(freshen.ReasonConnect, cause, "%s broke the connection before it answered.%s", f.where(), f.attempt.route.noHelp(f.server, clause{}))
 	}

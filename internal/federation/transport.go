@@ -183,7 +183,7 @@ func handshake(config *tls.Config, name string, most time.Duration) dial.Secure 
 		own.ServerName = name
 		conn := tls.Client(newGuard(raw), own)
 		if err := conn.HandshakeContext(ctx); err != nil {
-			return nil, err
+			return nil, &handshakeError{name: name, err: err}
 		}
 		return conn, nil
 	}

@@ -165,8 +165,8 @@ func Flood(text string, times int) Script {
 	return func(_ context.Context, conn net.Conn, _ *http.Request) {
 		batch := max(1, (64<<10)/len(text))
 		many := []byte(strings.Repeat(text, batch))
-		for ; times > 0; times -= batch {
-			if _, err := conn.Write(many[:min(batch, times)*len(text)]); err != nil {
+		for left := times; left > 0; left -= batch {
+			if _, err := conn.Write(many[:min(batch, left)*len(text)]); err != nil {
 				return
 			}
 		}
