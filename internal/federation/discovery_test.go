@@ -16,6 +16,7 @@ import (
 // TestDiscovery: each row is a way in which the specification lets a server be found. If one fails, users on servers that
 // are set up that way cannot be refreshed, or the server refuses us for a wrong Host or certificate name.
 func TestDiscovery(t *testing.T) {
+	t.Parallel()
 	for _, row := range []discoveryRow{
 		{name: "IPv4 literal", server: "127.1.0.1", at: "127.1.0.1:8448", cert: "127.1.0.1", host: "127.1.0.1", setup: func(w *world) {
 			w.wellKnown("127.1.0.1", "127.1.0.1", func(http.ResponseWriter, *http.Request) { w.Error("the well-known was asked") })

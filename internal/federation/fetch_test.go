@@ -67,6 +67,7 @@ func TestWhatIsSignedIsWhatIsSent(t *testing.T) {
 
 // TestConnectionIsKept: a new TLS handshake for each refresh costs several times the request itself.
 func TestConnectionIsKept(t *testing.T) {
+	t.Parallel()
 	for name, serve := range map[string]func(testing.TB, *world, http.Handler){
 		"HTTP/1.1": func(tb testing.TB, w *world, h http.Handler) {
 			fedtest.ServeTLS1(tb, w.net.Listen("127.1.0.1:1"), w.ca.Issue("127.1.0.1"), h)
@@ -103,6 +104,7 @@ func TestKeptConnectionThatDied(t *testing.T) {
 
 // TestNotConnected: what goes wrong before an answer is told as what it is, with the names an administrator can act on.
 func TestNotConnected(t *testing.T) {
+	t.Parallel()
 	now := time.Now()
 	for _, row := range []struct {
 		name, server string
@@ -194,6 +196,7 @@ func TestNotConnected(t *testing.T) {
 
 // TestRemoteErrorText: what a stranger writes reaches a user's screen and the log only bounded and without tricks.
 func TestRemoteErrorText(t *testing.T) {
+	t.Parallel()
 	for _, row := range []struct{ name, body, code, text string }{
 		{"plain", `{"errcode": "M_FORBIDDEN", "error": "Not allowed"}`, "M_FORBIDDEN", "Not allowed"},
 		{"control characters", `{"errcode": "M_X", "error": "a\u001b[31m\r\nb\u202e"}`, "M_X", "a [31m  b"},
@@ -219,6 +222,7 @@ func TestRemoteErrorText(t *testing.T) {
 
 // TestRetryAfter: a server that asks to be left alone is, and one that asks for a year is not.
 func TestRetryAfter(t *testing.T) {
+	t.Parallel()
 	now := time.Now()
 	for _, row := range []struct {
 		name, header, body string
@@ -259,6 +263,7 @@ func TestWrongKeyIsTold(t *testing.T) {
 
 // TestCancelledAndClosed: a caller who hangs up, and Close, end a request at once and leave nothing behind (goleak).
 func TestCancelledAndClosed(t *testing.T) {
+	t.Parallel()
 	for name, end := range map[string]func(w *world, cancel context.CancelFunc){
 		"cancelled": func(_ *world, cancel context.CancelFunc) { cancel() },
 		"closed":    func(w *world, _ context.CancelFunc) { w.client.Close() },

@@ -18,6 +18,7 @@ import (
 // TestFloodOnKeptConnection: a server that goes on sending once it has answered is cut off, or one request a minute
 // would keep a core of ours busy with the answers to its pings.
 func TestFloodOnKeptConnection(t *testing.T) {
+	t.Parallel()
 	for name, flood := range map[string]func(h *fedtest.H2) error{
 		"PING":         func(h *fedtest.H2) error { return h.WritePing(false, [8]byte{}) },
 		"SETTINGS":     func(h *fedtest.H2) error { return h.WriteSettings() },

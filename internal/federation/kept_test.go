@@ -17,6 +17,7 @@ import (
 // TestKeptConnectionThatWentSilent: when a firewall in between forgot a kept connection, the user gets their list by a
 // new one instead of a timeout.
 func TestKeptConnectionThatWentSilent(t *testing.T) {
+	t.Parallel()
 	for proto, serve := range map[string]func(*world, net.Listener, http.Handler){
 		"HTTP/1.1": func(w *world, l net.Listener, h http.Handler) { fedtest.ServeTLS1(w, l, w.ca.Issue("127.1.0.1"), h) },
 		"HTTP/2.0": func(w *world, l net.Listener, h http.Handler) { fedtest.ServeTLS(w, l, w.ca.Issue("127.1.0.1"), h) },

@@ -149,6 +149,7 @@ func TestLoadRoots(t *testing.T) {
 
 // TestKeyVersionsSign: whatever version a key has, the X-Matrix header that names it is read back by the other side.
 func TestKeyVersionsSign(t *testing.T) {
+	t.Parallel()
 	for _, version := range []string{"a_Xy12", "auto", "0", "i+b2", "a/b", "-x_Y-w", "a.b", "~", strings.Repeat("v", 255)} {
 		t.Run(version[:min(len(version), 10)], func(t *testing.T) {
 			t.Parallel()

@@ -13,6 +13,7 @@ import (
 // TestWellKnownIsCachedWithinBounds: without the cache each refresh costs the remote site a request more; without the
 // bounds a server that moves away is not found for a long time.
 func TestWellKnownIsCachedWithinBounds(t *testing.T) {
+	t.Parallel()
 	expiresIn := time.Now().Add(2 * time.Hour).UTC().Format(http.TimeFormat)
 	for _, row := range []struct {
 		name, header, value string

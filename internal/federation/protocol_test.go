@@ -75,6 +75,7 @@ func (w *world) frames(addr string, settings []byte, deaf bool, misbehave func(s
 // TestProtocolAbuse: what a server can do below and beside the answer ends the request in time with a failure that is
 // the destination's, and harms neither the next request to another server nor, once that server behaves, to this one.
 func TestProtocolAbuse(t *testing.T) {
+	t.Parallel()
 	ok := frame(frameHeaders, endHeaders, 1, []byte{0x88}) // :status 200
 	forever := func(frames ...[]byte) func(func(...[]byte) bool, uint32) {
 		return func(send func(...[]byte) bool, _ uint32) {

@@ -16,6 +16,7 @@ import (
 // TestSentences: an administrator reads from the failure alone which name, record or certificate to look at. Each row is
 // another way to a server and another thing that is wrong there.
 func TestSentences(t *testing.T) {
+	t.Parallel()
 	yesterday := time.Now().Add(-24 * time.Hour)
 	expired := func(w *world, name string) { // at 127.1.0.2:99
 		w.serveWith("127.1.0.2:99", w.ca.IssueFor(yesterday.Add(-24*time.Hour), yesterday, name))

@@ -42,6 +42,7 @@ var seconds = regexp.MustCompile(`[0-9.]+ s\b`)
 // TestStageThatHangsIsNamed: an administrator hears which step did not come to its end, and the request ends before its
 // own time has run out, however slowly the server drips.
 func TestStageThatHangsIsNamed(t *testing.T) {
+	t.Parallel()
 	for _, row := range []struct {
 		name, server string
 		setup        func(w *world)

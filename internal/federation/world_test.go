@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"flag"
 	"io"
 	"log"
 	"net"
@@ -24,6 +25,8 @@ import (
 
 func TestMain(m *testing.M) {
 	log.SetOutput(io.Discard) // net/http tells it of each frame and byte that it did not expect
+	// Most tests wait for a limit and need no processor meanwhile. -parallel on the command line is heeded.
+	_ = flag.Set("test.parallel", "8")
 	goleak.VerifyTestMain(m)
 }
 
