@@ -55,7 +55,7 @@ const (
 	mostLargeMiB = 10 * freshen.MaxDeviceListBytes >> 20
 	// patience is the limit of a request whose server never comes to an end. It must leave time for a handshake on a busy
 	// machine; all such rows wait together.
-	patience = 4 * time.Second
+	patience = 3 * time.Second
 	// mostDialed is how often one request may connect to one server.
 	mostDialed = 4
 	// mostHeldMiB is what all of the corpus may leave behind in memory. net/http holds on to a closed HTTP/2 connection

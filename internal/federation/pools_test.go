@@ -27,7 +27,7 @@ func TestDeadNamesLeaveNothing(t *testing.T) { // not parallel: it measures
 			}
 		}
 	}
-	const names = 3000
+	const names = 1500
 	name(0, 200)
 	before := held()
 	name(200, 200+names)
