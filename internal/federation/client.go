@@ -159,6 +159,9 @@ func (c *Client) FetchDeviceList(ctx context.Context, target id.UserID) (*freshe
 	}()
 	failed := func(err error) error {
 		f := failing{server: server, attempt: a, ended: ctx.Err(), cause: context.Cause(ctx), now: c.now()}
+		if f.ended == nil && c.closing.Err() != nil {
+			f.cause = errClosed // which a shared discovery may have noticed first
+		}
 		return f.failure(resp, err)
 	}
 	if err != nil || resp.StatusCode != http.StatusOK {
