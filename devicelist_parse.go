@@ -45,13 +45,14 @@ func ParseDeviceList(body []byte, target id.UserID) (*DeviceList, error) {
 	if n, err := strconv.ParseInt(string(wire.streamID), 10, 64); err == nil {
 		list.StreamID = &n
 	}
-	list.readDevices(wire.devices)
+	in := newScanner(nil, strict)
+	list.readDevices(in, wire.devices)
 	if len(list.Devices) == 0 && len(wire.devices) > 0 {
 		// An empty list means that all devices were deleted, and clients act on it.
 		return nil, fmt.Errorf("none of the %d devices in the list can be used", len(wire.devices))
 	}
-	list.MasterKey = list.readCrossSigningKey(wire.masterKey, "master")
-	list.SelfSigningKey = list.readCrossSigningKey(wire.selfSigningKey, "self_signing")
+	list.MasterKey = list.readCrossSigningKey(in, wire.masterKey, "master")
+	list.SelfSigningKey = list.readCrossSigningKey(in, wire.selfSigningKey, "self_signing")
 	return list, nil
 }
 
@@ -105,10 +106,9 @@ func splitList(body []byte) (list wireList, err error) {
 	return list, nil
 }
 
-func (l *DeviceList) readDevices(raw [][]byte) {
+func (l *DeviceList) readDevices(in *scanner, raw [][]byte) {
 	l.Devices = make([]Device, 0, len(raw))
 	seen := make(map[id.DeviceID]int, len(raw))
-	in := newScanner(nil, strict)
 	for _, r := range raw {
 		device, reason := in.device(r, l.UserID)
 		if device.ID != "" {
@@ -129,17 +129,11 @@ func (l *DeviceList) readDevices(raw [][]byte) {
 	})
 }
 
-func (l *DeviceList) readCrossSigningKey(raw []byte, usage string) json.RawMessage {
+func (l *DeviceList) readCrossSigningKey(in *scanner, raw []byte, usage string) json.RawMessage {
 	if len(raw) == 0 || string(raw) == "null" {
 		return nil
 	}
-	var key struct {
-		UserID string            `json:"user_id"`
-		Usage  []string          `json:"usage"`
-		Keys   map[string]string `json:"keys"`
-	}
-	if !readObject(raw, &key) || key.UserID != string(l.UserID) ||
-		!slices.Contains(key.Usage, usage) || len(key.Keys) != 1 {
+	if !in.isCrossSigningKey(raw, l.UserID, usage) {
 		l.Dropped[DropCrossSigner]++
 		return nil
 	}
@@ -150,6 +144,7 @@ func (l *DeviceList) readCrossSigningKey(raw []byte, usage string) json.RawMessa
 type scanner struct {
 	raw     []byte
 	options jsontext.Options
+	buffer  bytes.Buffer // of raw, for dec
 	dec     jsontext.Decoder
 }
 
@@ -161,7 +156,8 @@ func newScanner(raw []byte, options jsontext.Options) *scanner {
 
 func (s *scanner) reset(raw []byte) {
 	s.raw = raw
-	s.dec.Reset(bytes.NewBuffer(raw), s.options)
+	s.buffer = *bytes.NewBuffer(raw)
+	s.dec.Reset(&s.buffer, s.options)
 }
 
 // value returns the next value, or the name of a member in its quotes.
@@ -211,30 +207,37 @@ func (s *scanner) end() error {
 
 // devices scans the next value, an array, or null for none.
 func (s *scanner) devices() ([][]byte, error) {
-	switch s.dec.PeekKind() {
-	case 'n':
+	if s.dec.PeekKind() == 'n' {
 		_, err := s.value()
-		return nil, err
-	case '[':
-	default:
-		return nil, errors.New("its devices are no array")
-	}
-	if _, err := s.dec.ReadToken(); err != nil {
 		return nil, err
 	}
 	devices := [][]byte{}
-	for s.dec.PeekKind() != ']' {
+	err := s.array(func() error {
 		if len(devices) == MaxDevices {
-			return nil, fmt.Errorf("it is over the limit of %d devices", MaxDevices)
+			return fmt.Errorf("it is over the limit of %d devices", MaxDevices)
 		}
 		one, err := s.value()
-		if err != nil {
-			return nil, err
-		}
 		devices = append(devices, one)
+		return err
+	})
+	return devices, err
+}
+
+// array scans the next value, which must be an array. element must scan the value before which it is called.
+func (s *scanner) array(element func() error) error {
+	if s.dec.PeekKind() != '[' {
+		return errors.New("it is no JSON array where one belongs")
+	}
+	if _, err := s.dec.ReadToken(); err != nil {
+		return err
+	}
+	for s.dec.PeekKind() != ']' {
+		if err := element(); err != nil {
+			return err
+		}
 	}
 	_, err := s.dec.ReadToken()
-	return devices, err
+	return err
 }
 
 // device reads one device in a pass over it. It returns the device's ID even where the device must be dropped, so that
@@ -290,9 +293,44 @@ func (s *scanner) device(raw []byte, owner id.UserID) (Device, DropReason) {
 	return device, ""
 }
 
-// readObject reads one JSON object into the struct at into, and says whether it is one that every client can read.
-func readObject(raw []byte, into any) bool {
-	return raw[0] == '{' && len(raw) <= maxKeyBytes && !tooDeep(raw) && jsonv2.Unmarshal(raw, into, strict) == nil
+// isCrossSigningKey says whether raw is owner's key for usage, a single one, in an object that every client can read.
+func (s *scanner) isCrossSigningKey(raw []byte, owner id.UserID, usage string) bool {
+	if len(raw) > maxKeyBytes || tooDeep(raw) {
+		return false
+	}
+	s.reset(raw)
+	var user string
+	isFor, keys := false, 0
+	text := func() (string, error) {
+		value, err := s.value()
+		said, ok := readString(value)
+		if err == nil && !ok {
+			err = errors.New("it is no string")
+		}
+		return said, err
+	}
+	_, err := s.object(func(name []byte) (err error) {
+		switch string(name) {
+		case "user_id":
+			user, err = text()
+		case "usage":
+			err = s.array(func() error {
+				one, err := text()
+				isFor = isFor || one == usage
+				return err
+			})
+		case "keys":
+			_, err = s.object(func([]byte) error {
+				keys++
+				_, err := text()
+				return err
+			})
+		default:
+			err = s.dec.SkipValue()
+		}
+		return err
+	})
+	return err == nil && user == string(owner) && isFor && keys == 1
 }
 
 // tooDeep says whether raw, which must be valid JSON, is nested more than maxKeyDepth levels.

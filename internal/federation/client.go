@@ -136,8 +136,11 @@ func (c *Client) FetchDeviceList(ctx context.Context, target id.UserID) (*freshe
 		}
 	}
 	defer c.running.Done()
-	ctx, cancel := context.WithTimeout(ctx, requestMostTime)
-	defer cancel()
+	if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) > requestMostTime {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, requestMostTime)
+		defer cancel()
+	}
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
 	defer context.AfterFunc(c.closing, func() { giveUp(errClosed) })()
