@@ -70,13 +70,6 @@ func (t *transport) newHTTP() *http.Transport {
 		MaxIdleConnsPerHost:    maxKeptPerRoute,
 		MaxConnsPerHost:        maxConnsPerRoute,
 		IdleConnTimeout:        idleTimeout,
-		HTTP2: &http.HTTP2Config{
-			// An HTTP/2 connection whose other end vanished would take request after request to its time limit.
-			SendPingTimeout: 10 * time.Second,
-			PingTimeout:     5 * time.Second,
-			// One that reads nothing more, while it makes us answer its pings and settings, would be held for ever.
-			WriteByteTimeout: 5 * time.Second,
-		},
 	}
 }
 
