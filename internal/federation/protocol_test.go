@@ -99,7 +99,7 @@ func TestProtocolAbuse(t *testing.T) {
 	for _, row := range []struct {
 		name  string
 		setup func(w *world)
-		says  string // one of these, separated by |
+		says  string // on a fast machine, what is behind a |: the guard ends a flood before the stage does
 	}{
 		{"1xx without end", func(w *world) {
 			w.script("127.1.0.1", addr, flood("HTTP/1.1 103 Early Hints\r\nLink: </a>; rel=preload\r\n\r\n"))
@@ -109,7 +109,7 @@ func TestProtocolAbuse(t *testing.T) {
 				_, _ = io.WriteString(conn, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: A\r\n\r\n2\r\n{}\r\n0\r\n")
 				flood("A: "+strings.Repeat("a", 1000)+"\r\n")(gone, conn, req)
 			})
-		}, "broke the connection in the middle|still sending"},
+		}, "in the middle of its answer"},
 		{"two lengths", func(w *world) {
 			w.script("127.1.0.1", addr, fedtest.Bytes("HTTP/1.1 200 OK\nContent-Length: 2\nContent-Length: 3\n\n{} "))
 		}, "no usable HTTP"},
@@ -118,10 +118,10 @@ func TestProtocolAbuse(t *testing.T) {
 		}, "middle of its answer"},
 		{"HTTP/2 GOAWAY for each request", func(w *world) {
 			w.frames(addr, nil, false, once(frame(frameGoAway, 0, 0, make([]byte, 8))))
-		}, "broke the connection|no usable HTTP|did not answer"},
+		}, "broke the connection before it answered"},
 		{"HTTP/2 refuses each stream", func(w *world) {
 			w.frames(addr, nil, false, once(frame(frameReset, 0, 1, []byte{0, 0, 0, 7})))
-		}, "broke the connection|no usable HTTP|did not answer"},
+		}, "did not answer within"},
 		{"HTTP/2 resets the stream in the body", func(w *world) {
 			w.frames(addr, nil, false, once(ok, frame(frameData, 0, 1, []byte("{")), frame(frameReset, 0, 1, []byte{0, 0, 0, 2})))
 		}, "middle of its answer"},
@@ -132,16 +132,16 @@ func TestProtocolAbuse(t *testing.T) {
 		}, "middle of its answer"},
 		{"HTTP/2 allows no stream", func(w *world) {
 			w.frames(addr, []byte{0, 3, 0, 0, 0, 0}, false, once())
-		}, "did not answer|could not be connected|was not asked"},
+		}, "did not answer within"},
 		{"HTTP/2 SETTINGS without end", func(w *world) {
 			w.frames(addr, nil, false, forever(frame(frameSettings, 0, 0, []byte{0, 4, 0, 1, 0, 0})))
 		}, "did not answer|broke the connection"},
 		{"HTTP/2 SETTINGS without end, reading nothing", func(w *world) {
 			w.frames(addr, nil, true, forever(frame(frameSettings, 0, 0, nil)))
-		}, "did not answer|broke the connection"},
+		}, "did not answer within"},
 		{"HTTP/2 PING without end, reading nothing", func(w *world) {
 			w.frames(addr, nil, true, forever(frame(framePing, 0, 0, make([]byte, 8))))
-		}, "did not answer|broke the connection"},
+		}, "did not answer within"},
 		{"HTTP/2 CONTINUATION without end", func(w *world) {
 			w.frames(addr, nil, false, func(send func(...[]byte) bool, stream uint32) {
 				field := append([]byte{0x00, 1, 'x', 0x7f, 0x81, 0x07}, make([]byte, 1024)...) // x: 1024 bytes
@@ -149,7 +149,7 @@ func TestProtocolAbuse(t *testing.T) {
 				for send(frame(frameContinuation, 0, stream, field)) {
 				}
 			})
-		}, "broke the connection|no usable HTTP|did not answer"},
+		}, "no usable HTTP"},
 		{"HTTP/2 empty DATA without end", func(w *world) {
 			w.frames(addr, nil, false, func(send func(...[]byte) bool, _ uint32) {
 				send(ok)
@@ -159,7 +159,7 @@ func TestProtocolAbuse(t *testing.T) {
 		}, "still sending its answer|middle of its answer"},
 		{"HTTP/2 103 without end", func(w *world) {
 			w.frames(addr, nil, false, forever(frame(frameHeaders, endHeaders, 1, append([]byte{0x08, 3}, "103"...))))
-		}, "no usable HTTP|broke the connection|did not answer"},
+		}, "no usable HTTP"},
 		{"HTTP/2 hangs", func(w *world) { w.frames(addr, nil, false, once()) }, "did not answer"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
