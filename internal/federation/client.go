@@ -3,9 +3,10 @@
 //
 // Any user may name any server of the world, so what is named decides nothing here: where it leads is found by the
 // specification's discovery (route.go, wellknown.go), every connection goes through one dialler that refuses private
-// and reserved networks (package dial), certificates are always verified, and time (in all and for each stage, limits.go),
-// bodies, headers, redirects, caches and sockets are all bounded. Proxies from the environment are not used: the dialler could not see where they
-// connect. Whatever goes wrong comes back as a [freshen.Failure] with a sentence for people.
+// and reserved networks (package dial), certificates are always verified, and time (in all and for each stage,
+// limits.go), what comes in (guard.go), bodies, headers, redirects, caches, kept connections (pools.go) and sockets are
+// all bounded. Proxies from the environment are not used: the dialler could not see where they connect. Whatever goes
+// wrong comes back as a [freshen.Failure] with a sentence for people.
 package federation
 
 import (
