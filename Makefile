@@ -43,7 +43,7 @@ lint: go ## Look for mistakes: gofmt, go vet, golangci-lint
 	@echo 'golangci-lint comes through tools/go.mod; building it takes about a minute the first time.'
 	$(LINTER) run ./...
 
-bench: go ## Measure freshen beside a direct connection and print a table (4 minutes; PARTS=sync,wake for some)
+bench: go ## Measure freshen beside a direct connection and print a table (5 minutes; PARTS=sync,wake for some)
 	$(GO) build -o $(BIN)/bench ./internal/bench
 	$(BIN)/bench $(if $(PARTS),-only $(PARTS))
 

@@ -34,6 +34,7 @@ type flight struct {
 	next     time.Time // of the failure: when it is tried again
 	told     time.Time // when the outcome was there
 	err      *freshen.Error
+	news     *freshen.DeviceList // the list that was kept, if it says something new; the flight's own goroutine's alone
 }
 
 func (f *flight) has(user id.UserID) bool {
@@ -92,8 +93,21 @@ func (e *Engine) board(target id.UserID, aboard func(*flight)) *flight {
 		return f
 	}
 	e.flights[target] = f
-	e.wg.Go(func() { e.fly(f) })
+	e.wg.Go(func() {
+		e.fly(f)
+		if f.news != nil {
+			e.tellOddities(f.news)
+		}
+	})
 	return f
+}
+
+// tellOddities checks the signatures of a list. It costs some milliseconds and drops nothing, so it is done once for the
+// same list, and when all who wait for the list have their answer.
+func (e *Engine) tellOddities(list *freshen.DeviceList) {
+	if odd := list.Oddities(); len(odd) > 0 {
+		e.log.Info("a device list is odd, and kept as it came", "target", list.UserID, "devices", len(list.Devices), "odd", odd)
+	}
 }
 
 // fly makes the fetch and records what came of it. Where another instance was faster, it is begun again, which then
@@ -262,6 +276,7 @@ func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceLis
 		}
 	})
 	if kept.Changed {
+		f.news = list
 		for user, cred := range f.requesters {
 			e.rooms.Explore(user, cred, f.target)
 		}
