@@ -158,7 +158,7 @@ func (h *history) justified(success, next *fetch) bool {
 		}
 	}
 	for _, d := range h.disturbances {
-		if d.life != success.by || d.from.Before(success.arrived) || d.from.After(next.arrived) {
+		if d.life != success.by || d.gone.Before(success.arrived) || d.from.After(next.arrived) {
 			continue
 		}
 		if d.owed == nil { // not looked at: was it long after?

@@ -193,7 +193,9 @@ func read(status int, body []byte) (what outcome, retryIn time.Duration, err err
 	}
 }
 
-func statusError(status int, body []byte) error { return fmt.Errorf("answered %d %.300s", status, body) }
+func statusError(status int, body []byte) error {
+	return fmt.Errorf("answered %d %.300s", status, body)
+}
 
 func request(ctx context.Context, client *http.Client, method, url, token, body string) (int, []byte, error) {
 	req, err := http.NewRequestWithContext(ctx, method, url, strings.NewReader(body))

@@ -3,12 +3,10 @@
 package soak
 
 import (
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -43,26 +41,20 @@ func crash(t *testing.T, db database, times int) {
 	i := &instance{name: "a", listen: reserve(t), db: db}
 	w := newWorld(t, func(int) string { return i.URL() })
 	i.w = w
-	t.Cleanup(func() { i.showLog() })
+	t.Cleanup(i.showLog)
 	i.start()
 	i.ready()
 
 	random := w.random("kills")
-	chaos, calm := context.WithCancel(t.Context())
-	defer calm()
 	endSync := w.sync()
 	defer endSync()
-	var asking, moody sync.WaitGroup
-	asking.Go(func() { w.ask(chaos) })
-	moody.Go(func() { w.moods(chaos) })
+	calm := w.chaos()
+	defer calm()
 	for range times {
 		i.crashSoon(random)
 	}
 	i.ready()
-
 	calm()
-	asking.Wait()
-	moody.Wait()
 	// All is well from here on, and what is owed is being paid; that is interrupted as well.
 	for range 1 + times/20 {
 		wait(t.Context(), time.Duration(random.IntN(300))*time.Millisecond)

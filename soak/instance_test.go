@@ -111,7 +111,8 @@ const (
 func (i *instance) end(how end, between time.Duration) *disturbance {
 	i.w.t.Helper()
 	d := i.w.ledger.disturb(fmt.Sprintf("%s of %s", how, i.life), i.life)
-	if i.down != nil { // it had not come up yet
+	starting := i.down != nil
+	if starting {
 		i.w.ledger.over(i.down)
 	}
 	i.down = d
@@ -131,11 +132,12 @@ func (i *instance) end(how end, between time.Duration) *disturbance {
 	case stopped:
 		if err := i.process.Stop(i.w.t.Context()); err != nil {
 			i.w.t.Error(err)
-		} else if err := i.process.Exit(); err != nil {
+		} else if err := i.process.Exit(); err != nil && !starting { // at first it takes no notice of signals yet
 			i.w.t.Errorf("%s ended on SIGTERM with %v, want exit status 0", i.life, err)
 		}
 		i.w.lives.ends(i.life)
 	}
+	i.w.ledger.gone(d)
 	return d
 }
 

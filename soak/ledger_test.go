@@ -80,6 +80,7 @@ type disturbance struct {
 	what     string
 	life     string // whose end it is; "" where no process ended
 	from, to time.Time
+	gone     time.Time // when the process had ended
 	// owed is what the database held when the process had ended; nil where it was not looked at.
 	owed map[id.UserID]debt
 }
@@ -176,6 +177,12 @@ func (l *ledger) over(d *disturbance) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	d.to = time.Now()
+}
+
+func (l *ledger) gone(d *disturbance) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d.gone = time.Now()
 }
 
 func (l *ledger) found(d *disturbance, owed map[id.UserID]debt) {

@@ -25,7 +25,9 @@ const (
 	remotes       = 8
 	targetsOfEach = 5
 	users         = 8
-	// askEvery is how often one user asks, in the mean.
+	// asksAtOnce is how many refreshes one user may have under way.
+	asksAtOnce = 4
+	// askEvery is how long a user waits between two of them, in the mean.
 	askEvery = 60 * time.Millisecond
 	// moodEvery is how long a remote server's mood lasts, in the mean.
 	moodEvery = 500 * time.Millisecond
@@ -68,9 +70,7 @@ func newWorld(t *testing.T, base func(client int) string) *world {
 			random: w.random(fmt.Sprint("remote", n)), changed: make(chan struct{}), lists: map[string]int{},
 		}
 		r.up()
-		t.Cleanup(func() {
-			r.set(refuses)
-		})
+		t.Cleanup(func() { r.set(refuses) })
 		w.remotes = append(w.remotes, r)
 		for u := range targetsOfEach {
 			w.targets = append(w.targets, id.UserID(fmt.Sprintf("@t%d:%s", u, r.name)))
@@ -108,13 +108,25 @@ func newWorld(t *testing.T, base func(client int) string) *world {
 	return w
 }
 
-func newClient() *http.Client { return &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 10}} }
+func newClient() *http.Client {
+	return &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 10}}
+}
 
 // random is the dice of one actor.
 func (w *world) random(name string) *rand.Rand {
 	sum := fnv.New64a()
 	_, _ = sum.Write([]byte(w.t.Name() + " " + name))
 	return rand.New(rand.NewPCG(seed(), sum.Sum64()))
+}
+
+// chaos has users ask and remote servers fail and recover, until the function that it returns is called: then the last
+// request is answered, and all remote servers are well.
+func (w *world) chaos() (calm func()) {
+	ctx, cancel := context.WithCancel(w.t.Context())
+	var all sync.WaitGroup
+	all.Go(func() { w.ask(ctx) })
+	all.Go(func() { w.moods(ctx) })
+	return func() { cancel(); all.Wait() }
 }
 
 // moods has the remote servers fail and recover until ctx ends; then all of them are well.
@@ -124,12 +136,11 @@ func (w *world) moods(ctx context.Context) {
 		all.Go(func() {
 			random := w.random(fmt.Sprint("mood", n))
 			for wait(ctx, time.Duration(random.Int64N(int64(2*moodEvery)))) {
-				if m := well; random.IntN(2) == 0 {
+				m := well
+				if random.IntN(2) == 0 {
 					m = mood(random.IntN(int(moods)))
-					r.set(m)
-				} else {
-					r.set(m)
 				}
+				r.set(m)
 			}
 			r.set(well)
 		})
@@ -153,7 +164,9 @@ func (w *world) sync() (end func()) {
 func (w *world) ask(ctx context.Context) {
 	var all sync.WaitGroup
 	for n, a := range w.askers {
-		all.Go(func() { a.run(ctx, w.random(fmt.Sprint("asker", n)), w.targets, askEvery) })
+		for k := range asksAtOnce {
+			all.Go(func() { a.run(ctx, w.random(fmt.Sprint("asker", n, k)), w.targets, askEvery) })
+		}
 	}
 	all.Wait()
 }
