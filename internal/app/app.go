@@ -104,7 +104,7 @@ func (a *App) openFederation(cfg *config.Config) error {
 
 func (a *App) openEngine(ctx context.Context, cfg *config.Config) (err error) {
 	a.hs = homeserver.New(cfg.Homeserver.URL, nil)
-	if a.lists, err = kept.Load(ctx, a.store, a.log); err != nil {
+	if a.lists, err = kept.Load(ctx, a.store, a.log, time.Now); err != nil {
 		return fmt.Errorf("database: the kept device lists cannot be read: %w", err)
 	}
 	neighbours := rooms.New(a.hs, cfg.Homeserver.Name, time.Now, a.lists.Shared)
@@ -150,11 +150,13 @@ func (a *App) openEngine(ctx context.Context, cfg *config.Config) (err error) {
 	return nil
 }
 
-// settle brings what is owed in line with this start: claims of the process before are void, and destinations that the
-// configuration denies by now are owed nothing.
+// settle brings what is owed in line with this start: claims of the process before are void, where no other instance may
+// hold them, and destinations that the configuration denies by now are owed nothing.
 func (a *App) settle(ctx context.Context, cfg *config.Config) error {
-	if err := a.store.ReleaseClaims(ctx, time.Now()); err != nil {
-		return err
+	if cfg.Database.URL == nil {
+		if err := a.store.ReleaseClaims(ctx, time.Now()); err != nil {
+			return err
+		}
 	}
 	names, err := a.store.OwedDestinations(ctx)
 	if err != nil {

@@ -70,6 +70,9 @@ type Verdict func(Destination, Debt) (dest Destination, debt Debt, owed bool)
 func (s *Store) RecordFailure(ctx context.Context, f Failed, verdict Verdict) (nextTry time.Time, err error) {
 	err = s.update(ctx, func(ctx context.Context, t *tx) error {
 		nextTry = time.Time{}
+		if _, err := t.endFetch(ctx, f.Target, f.Token, f.At, f.Failure); err != nil {
+			return err
+		}
 		dest, err := t.destination(ctx, f.Destination)
 		if err != nil {
 			return err
@@ -112,6 +115,10 @@ func (s *Store) RecordFailure(ctx context.Context, f Failed, verdict Verdict) (n
 func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.UserID, at time.Time) (nextTry time.Time, err error) {
 	err = s.update(ctx, func(ctx context.Context, t *tx) error {
 		name := freshen.Destination(target)
+		dest, err := t.destination(ctx, name)
+		if err != nil {
+			return err
+		}
 		debt, found, err := t.debt(ctx, target)
 		if err != nil {
 			return err
@@ -120,10 +127,6 @@ func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.
 			debt = Debt{Target: target, Destination: name, DueAt: at}
 		}
 		debt.Gen, debt.AskedAt = debt.Gen+1, at
-		dest, err := t.destination(ctx, name)
-		if err != nil {
-			return err
-		}
 		nextTry = later(dest.RetryAt, debt.DueAt)
 		if err := errors.Join(
 			t.putDestination(ctx, dest),
@@ -139,12 +142,16 @@ func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.
 
 // Debts counts what is owed in all.
 func (s *Store) Debts(ctx context.Context) (n int, err error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	err = s.read.QueryRowContext(ctx, `SELECT count(*) FROM debts`).Scan(&n)
 	return n, err
 }
 
 // Backoff is how the destination stands. One that nothing is known of is not backing off.
 func (s *Store) Backoff(ctx context.Context, name string) (Destination, error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	return scanDestination(name, s.read.QueryRowContext(ctx, selectDestination, name))
 }
 
@@ -152,7 +159,7 @@ func (s *Store) Backoff(ctx context.Context, name string) (Destination, error) {
 // as many as its rate allows, at most four at once, and one while it is backing off. A claim ends with RecordFailure,
 // Keep, Postpone or by time.
 func (s *Store) Claim(ctx context.Context, now time.Time, lease time.Duration, token string, limit int) (claimed []Debt, err error) {
-	err = s.update(ctx, func(ctx context.Context, t *tx) error {
+	err = s.apart(ctx, func(ctx context.Context, t *tx) error {
 		claimed = nil
 		names, err := t.dueDestinations(ctx, now, limit)
 		if err != nil {
@@ -174,8 +181,8 @@ func (s *Store) Claim(ctx context.Context, now time.Time, lease time.Duration, t
 }
 
 func (t *tx) dueDestinations(ctx context.Context, now time.Time, limit int) ([]string, error) {
-	return queryAll(ctx, t.conn, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
-		`SELECT name FROM destinations WHERE due_at <= $1 ORDER BY due_at LIMIT $2`, millis(now), limit)
+	return queryAll(ctx, t, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
+		`SELECT name FROM destinations WHERE due_at <= $1 ORDER BY due_at LIMIT $2`+t.dialect.skip, millis(now), limit)
 }
 
 func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time.Time, token string, limit int) (claimed []Debt, err error) {
@@ -187,15 +194,18 @@ func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time
 	if err != nil {
 		return nil, err
 	}
-	debts, err := queryAll(ctx, t.conn, scanDebt,
-		`SELECT `+debtColumns+` FROM debts WHERE destination = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3`,
+	debts, err := queryAll(ctx, t, scanDebt,
+		`SELECT `+debtColumns+` FROM debts WHERE destination = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3`+t.dialect.skip,
 		name, millis(now), max(0, min(limit, allowed(dest)-running)))
 	if err != nil {
 		return nil, err
 	}
 	var wait time.Duration
 	for _, debt := range debts {
-		if wait = s.rates.Take(name, now); wait > 0 {
+		if wait, err = s.takeRate(ctx, t, name, now); err != nil {
+			return nil, err
+		}
+		if wait > 0 {
 			break
 		}
 		debt.Lease, debt.DueAt = token, until
@@ -207,7 +217,7 @@ func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time
 	if err := t.schedule(ctx, name, now); err != nil || wait == 0 {
 		return claimed, err
 	}
-	_, err = t.exec(ctx, `UPDATE destinations SET due_at = $1 WHERE name = $2 AND due_at < $1`, millis(now.Add(wait)), name)
+	_, err = t.exec(ctx, `UPDATE destinations SET due_at = $1 WHERE due_at < $1 AND name = $2`, millis(now.Add(wait)), name)
 	return claimed, err
 }
 
@@ -225,6 +235,8 @@ func (s *Store) Postpone(ctx context.Context, debt Debt, now, until time.Time) e
 
 // NextDue is when the first debt may be claimed; ok is false if nothing is owed.
 func (s *Store) NextDue(ctx context.Context) (at time.Time, ok bool, err error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	var ms sql.NullInt64
 	err = s.read.QueryRowContext(ctx, `SELECT min(due_at) FROM destinations`).Scan(&ms)
 	return time.UnixMilli(ms.Int64), ms.Valid, err
@@ -256,7 +268,7 @@ func (s *Store) DropDestination(ctx context.Context, name string) (n int64, err 
 // it.
 func (s *Store) ReleaseClaims(ctx context.Context, now time.Time) error {
 	return s.update(ctx, func(ctx context.Context, t *tx) error {
-		names, err := queryAll(ctx, t.conn, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
+		names, err := queryAll(ctx, t, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
 			`SELECT DISTINCT destination FROM debts WHERE lease <> ''`)
 		if err != nil {
 			return err
@@ -299,7 +311,7 @@ func (t *tx) schedule(ctx context.Context, name string, now time.Time) error {
 		return err
 	}
 	var first sql.NullInt64
-	if err := t.conn.QueryRowContext(ctx, `SELECT min(due_at) FROM debts WHERE destination = $1`, name).Scan(&first); err != nil {
+	if err := t.QueryRowContext(ctx, `SELECT min(due_at) FROM debts WHERE destination = $1`, name).Scan(&first); err != nil {
 		return err
 	}
 	if !first.Valid {
@@ -325,7 +337,7 @@ func (t *tx) schedule(ctx context.Context, name string, now time.Time) error {
 // running counts the claims on a destination that have not ended, and says when the first of them ends by time.
 func (t *tx) running(ctx context.Context, name string, now time.Time) (n int, ends time.Time, err error) {
 	var first sql.NullInt64
-	err = t.conn.QueryRowContext(ctx, `SELECT count(*), min(due_at) FROM debts WHERE destination = $1 AND lease <> '' AND due_at > $2`,
+	err = t.QueryRowContext(ctx, `SELECT count(*), min(due_at) FROM debts WHERE destination = $1 AND lease <> '' AND due_at > $2`,
 		name, millis(now)).Scan(&n, &first)
 	return n, time.UnixMilli(first.Int64), err
 }
@@ -356,7 +368,7 @@ func scanDebt(rows *sql.Rows) (d Debt, err error) {
 }
 
 func (t *tx) debt(ctx context.Context, target id.UserID) (Debt, bool, error) {
-	debts, err := queryAll(ctx, t.conn, scanDebt, `SELECT `+debtColumns+` FROM debts WHERE user_id = $1`, target)
+	debts, err := queryAll(ctx, t, scanDebt, `SELECT `+debtColumns+` FROM debts WHERE user_id = $1`+t.dialect.lock, target)
 	if err != nil || len(debts) == 0 {
 		return Debt{}, false, err
 	}
@@ -385,7 +397,7 @@ func scanDestination(name string, row *sql.Row) (Destination, error) {
 }
 
 func (t *tx) destination(ctx context.Context, name string) (Destination, error) {
-	return scanDestination(name, t.conn.QueryRowContext(ctx, selectDestination, name))
+	return scanDestination(name, t.QueryRowContext(ctx, selectDestination+t.dialect.lock, name))
 }
 
 func (t *tx) putDestination(ctx context.Context, d Destination) error {
@@ -401,10 +413,6 @@ func later(a, b time.Time) time.Time {
 		return a
 	}
 	return b
-}
-
-type querier interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 }
 
 func queryAll[T any](ctx context.Context, q querier, scan func(*sql.Rows) (T, error), query string, args ...any) (all []T, err error) {
