@@ -110,9 +110,10 @@ func (s *Store) RecordFailure(ctx context.Context, f Failed, verdict Verdict) (n
 	return nextTry, err
 }
 
-// AskAgain records that requesters asked for a target that failed a moment ago and is owed already: nothing was fetched,
-// but they too will hear of the success, and the debt's time to live starts anew.
-func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.UserID, at time.Time) (nextTry time.Time, err error) {
+// AskAgain records that requesters asked for a target of which nothing was fetched just now, mostly because it failed a
+// moment ago: they too will hear of the success. asked says how the debt, whose Gen is 0 if there was none, changes by
+// that; it is pure and may run more than once.
+func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.UserID, at time.Time, asked func(Debt) Debt) (nextTry time.Time, err error) {
 	err = s.update(ctx, func(ctx context.Context, t *tx) error {
 		name := freshen.Destination(target)
 		dest, err := t.destination(ctx, name)
@@ -126,8 +127,11 @@ func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.
 		if !found {
 			debt = Debt{Target: target, Destination: name, DueAt: at}
 		}
-		debt.Gen, debt.AskedAt = debt.Gen+1, at
+		debt = asked(debt)
 		nextTry = later(dest.RetryAt, debt.DueAt)
+		if debt.Lease != "" { // it is being tried, or the claim has ended: DueAt is the lease's end
+			nextTry = later(dest.RetryAt, at)
+		}
 		if err := errors.Join(
 			t.putDestination(ctx, dest),
 			t.putDebt(ctx, debt),
@@ -156,8 +160,8 @@ func (s *Store) Backoff(ctx context.Context, name string) (Destination, error) {
 }
 
 // Claim takes at most limit debts that are due, so that nobody else tries them before now+lease: of each destination
-// as many as its rate allows, at most four at once, and one while it is backing off. A claim ends with RecordFailure,
-// Keep, Postpone or by time.
+// as many as its rate allows, half of the burst left to people, at most four at once, and one while it is backing off. A
+// claim ends with RecordFailure, Keep, Postpone, DropDebt or by time.
 func (s *Store) Claim(ctx context.Context, now time.Time, lease time.Duration, token string, limit int) (claimed []Debt, err error) {
 	err = s.apart(ctx, func(ctx context.Context, t *tx) error {
 		claimed = nil
@@ -202,7 +206,7 @@ func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time
 	}
 	var wait time.Duration
 	for _, debt := range debts {
-		if wait, err = s.takeRate(ctx, t, name, now); err != nil {
+		if wait, err = s.takeSpare(ctx, t, name, now); err != nil {
 			return nil, err
 		}
 		if wait > 0 {
@@ -217,7 +221,8 @@ func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time
 	if err := t.schedule(ctx, name, now); err != nil || wait == 0 {
 		return claimed, err
 	}
-	_, err = t.exec(ctx, `UPDATE destinations SET due_at = $1 WHERE due_at < $1 AND name = $2`, millis(now.Add(wait)), name)
+	_, err = t.exec(ctx, `UPDATE destinations SET due_at = $1 WHERE due_at < $1 AND name = $2`,
+		millis(now.Add(wait+time.Millisecond-1)), name) // not a moment before, or the worker would come for nothing
 	return claimed, err
 }
 
@@ -238,7 +243,7 @@ func (s *Store) NextDue(ctx context.Context) (at time.Time, ok bool, err error) 
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
 	var ms sql.NullInt64
-	err = s.read.QueryRowContext(ctx, `SELECT min(due_at) FROM destinations`).Scan(&ms)
+	err = s.read.QueryRowContext(ctx, `SELECT min(due_at) FROM destinations WHERE due_at IS NOT NULL`).Scan(&ms)
 	return time.UnixMilli(ms.Int64), ms.Valid, err
 }
 

@@ -50,7 +50,13 @@ func (s *Store) beginShared(ctx context.Context, f Fetch) (begun Begun, err erro
 			return errNotNow
 		}
 		if !f.Claimed {
-			if begun.Wait, err = s.takeFrom(ctx, t, name, rate, f.Now); err != nil {
+			take := s.sharing.rate.Take
+			if f.Spare {
+				take = s.sharing.rate.TakeSpare
+			}
+			whole, wait := take(rate, f.Now)
+			begun.Wait = wait
+			if err := t.putRate(ctx, name, whole); err != nil {
 				return err
 			}
 		}
@@ -148,16 +154,18 @@ func (t *tx) endFetch(ctx context.Context, target id.UserID, token string, at ti
 	return fromMillis(ms), err
 }
 
-// takeRate takes a place in the destination's rate, over all instances. If there is none, wait is how long until there is.
-func (s *Store) takeRate(ctx context.Context, t *tx, destination string, now time.Time) (wait time.Duration, err error) {
+// takeSpare takes a place for a retry in the destination's rate, over all instances. If there is none, wait is how long
+// until there is.
+func (s *Store) takeSpare(ctx context.Context, t *tx, destination string, now time.Time) (wait time.Duration, err error) {
 	if !t.dialect.shared {
-		return s.rates.Take(destination, now), nil
+		return s.rates.TakeSpare(destination, now), nil
 	}
 	whole, err := t.rate(ctx, destination)
 	if err != nil {
 		return 0, err
 	}
-	return s.takeFrom(ctx, t, destination, whole, now)
+	whole, wait = s.sharing.rate.TakeSpare(whole, now)
+	return wait, t.putRate(ctx, destination, whole)
 }
 
 // rate locks the destination's rate and reads when its allowance is whole again.
@@ -168,17 +176,9 @@ func (t *tx) rate(ctx context.Context, destination string) (whole time.Time, err
 	return time.Unix(0, ns), err
 }
 
-func (s *Store) takeFrom(ctx context.Context, t *tx, destination string, whole, now time.Time) (wait time.Duration, err error) {
-	rate := s.sharing.rate
-	// As in holds.
-	if latest := now.Add(time.Duration(rate.Burst) * rate.Every); whole.After(latest) {
-		whole = latest
-	}
-	if whole, wait = rate.Take(whole, now); wait > 0 {
-		return wait, nil
-	}
-	_, err = t.exec(ctx, `UPDATE rates SET whole_at = $1 WHERE destination = $2`, whole.UnixNano(), destination)
-	return 0, err
+func (t *tx) putRate(ctx context.Context, destination string, whole time.Time) error {
+	_, err := t.exec(ctx, `UPDATE rates SET whole_at = $1 WHERE destination = $2`, whole.UnixNano(), destination)
+	return err
 }
 
 // pruneFetches forgets what the instances told each other about fetches. It waits for nobody; see [Store.apart].
