@@ -28,6 +28,7 @@ func TestCrash(t *testing.T) {
 		make func(t *testing.T) database
 	}{
 		{"SQLite", func(t *testing.T) database { return sqliteFile{filepath.Join(t.TempDir(), "freshen.db")} }},
+		{"Postgres", func(t *testing.T) database { return newPostgres(t) }},
 	} {
 		t.Run(on.name, func(t *testing.T) {
 			t.Parallel()

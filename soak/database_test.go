@@ -43,6 +43,7 @@ type debt struct {
 	gen    int64
 	due    time.Time
 	reason string
+	leased bool
 }
 
 // sqliteFile is the default database.
@@ -130,11 +131,11 @@ func readHolding(t *testing.T, db *sql.DB) holding {
 		}
 	}
 	h := holding{debts: map[id.UserID]debt{}, announced: map[pair]int64{}, promises: map[pair]bool{}}
-	each(ctx, t, db, `SELECT user_id, gen, due_at, reason FROM debts`, func(rows *sql.Rows) error {
+	each(ctx, t, db, `SELECT user_id, gen, due_at, reason, lease <> '' FROM debts`, func(rows *sql.Rows) error {
 		var user id.UserID
 		var d debt
 		var due int64
-		err := rows.Scan(&user, &d.gen, &due, &d.reason)
+		err := rows.Scan(&user, &d.gen, &due, &d.reason, &d.leased)
 		d.due = time.UnixMilli(due)
 		h.debts[user] = d
 		return err
