@@ -153,18 +153,22 @@ func (h *history) justified(success, next *fetch) bool {
 		}
 		// Under way just now, or told of a failure (or of nothing) after the success had been begun, which then does
 		// not pay.
-		if a.openAt(next.arrived) || (a.outcome != fresh && a.ended.After(success.arrived)) {
+		if a.openAt(next.arrived) || (a.outcome != fresh && a.over().After(success.arrived)) {
 			return true
 		}
 	}
 	for _, d := range h.disturbances {
-		if d.life != success.by || d.gone.Before(success.arrived) || d.from.After(next.arrived) {
+		if (d.life != "" && d.life != success.by) || d.from.After(next.arrived) {
 			continue
 		}
-		if d.owed == nil { // not looked at: was it long after?
-			return d.from.Sub(success.ended) < aftermath
+		if d.owed != nil {
+			if _, owed := d.owed[next.target]; owed && !d.gone.Before(success.arrived) {
+				return true
+			}
+			continue
 		}
-		if _, owed := d.owed[next.target]; owed {
+		// Not looked at: did it come between the success and its commit?
+		if !d.from.After(success.ended.Add(aftermath)) && (d.to.IsZero() || !d.to.Before(success.arrived)) {
 			return true
 		}
 	}
@@ -175,7 +179,8 @@ func (h *history) justified(success, next *fetch) bool {
 func (h *history) unexcused() (complaints []string) {
 	for _, f := range h.failures {
 		if !slices.ContainsFunc(h.disturbances, func(d disturbance) bool {
-			return !d.from.After(f.seen) && (d.to.IsZero() || !d.to.Add(aftermath).Before(f.began))
+			concerned := (d.at == f.via || f.via == "" || d.at == "") && (f.isAsk || !d.database)
+			return concerned && !d.from.After(f.seen) && (d.to.IsZero() || !d.to.Add(aftermath).Before(f.began))
 		}) {
 			complaints = append(complaints, fmt.Sprintf("%s, begun at %s and ended at %s, failed although freshen was up: %v",
 				f.what, clock(f.began), clock(f.seen), f.err))

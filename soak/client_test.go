@@ -35,7 +35,8 @@ type device struct {
 	user   id.UserID
 	id     id.DeviceID
 	token  string
-	base   func() string
+	via    string // the instance, or "" for the proxy
+	base   string // URL
 	random *rand.Rand
 	http   *http.Client
 }
@@ -73,18 +74,23 @@ func (d *device) run(ctx context.Context) {
 		case hungUp:
 			spared = true
 		default:
-			d.ledger.failed(fmt.Sprintf("/sync of %s", d), began, err)
+			d.ledger.failed(failure{what: fmt.Sprintf("/sync of %s", d), via: d.via, began: began, err: err})
 			wait(ctx, pause)
 		}
 	}
 }
 
 func (d *device) sync(ctx context.Context, since string) (a answer, next string, err error) {
+	return d.poll(ctx, since, pollFor)
+}
+
+// poll is one /sync that may wait for so long.
+func (d *device) poll(ctx context.Context, since string, waits time.Duration) (a answer, next string, err error) {
 	path := pathSync + "?timeout=0"
 	if since != "" {
-		path = fmt.Sprintf("%s?since=%s&timeout=%d", pathSync, since, pollFor.Milliseconds())
+		path = fmt.Sprintf("%s?since=%s&timeout=%d", pathSync, since, waits.Milliseconds())
 	}
-	status, body, err := request(ctx, d.http, http.MethodGet, d.base()+path, d.token, "")
+	status, body, err := request(ctx, d.http, http.MethodGet, d.base+path, d.token, "")
 	if err != nil {
 		return a, "", err
 	}
@@ -120,7 +126,7 @@ func (d *device) query(ctx context.Context, users []id.UserID) {
 	body, _ := json.Marshal(map[string]any{"device_keys": asked}) // strings only
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	status, answer, err := request(ctx, d.http, http.MethodPost, d.base()+pathKeys, d.token, string(body))
+	status, answer, err := request(ctx, d.http, http.MethodPost, d.base+pathKeys, d.token, string(body))
 	switch {
 	case err == nil && status != http.StatusOK:
 		err = statusError(status, answer)
@@ -128,7 +134,7 @@ func (d *device) query(ctx context.Context, users []id.UserID) {
 		return
 	}
 	if err != nil {
-		d.ledger.failed(fmt.Sprintf("/keys/query of %s", d), began, err)
+		d.ledger.failed(failure{what: fmt.Sprintf("/keys/query of %s", d), via: d.via, began: began, err: err})
 	}
 }
 
@@ -137,7 +143,8 @@ type asker struct {
 	ledger *ledger
 	user   id.UserID
 	token  string
-	base   func() string
+	via    string // the instance, or "" for the proxy
+	base   string // URL
 	http   *http.Client
 }
 
@@ -153,9 +160,9 @@ func (a *asker) run(ctx context.Context, random *rand.Rand, targets []id.UserID,
 func (a *asker) refresh(ctx context.Context, target id.UserID) outcome {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), answerWithin)
 	defer cancel()
-	asking := a.ledger.ask(a.user, target)
+	asking := a.ledger.ask(a.user, target, a.via)
 	path := "/_matrix/client/v3/user/" + url.PathEscape(string(target)) + "/devices/refresh"
-	status, body, err := request(ctx, a.http, http.MethodPost, a.base()+path, a.token, "")
+	status, body, err := request(ctx, a.http, http.MethodPost, a.base+path, a.token, "")
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		a.ledger.unsent(asking)
 		return refused
@@ -166,7 +173,9 @@ func (a *asker) refresh(ctx context.Context, target id.UserID) outcome {
 	}
 	a.ledger.asked(asking, what, retryIn, string(body))
 	if err != nil {
-		a.ledger.failed(fmt.Sprintf("the refresh of %s that %s asked for", target, a.user), asking.sent, err)
+		a.ledger.failed(failure{
+			what: fmt.Sprintf("the refresh of %s that %s asked for", target, a.user), via: a.via, isAsk: true, began: asking.sent, err: err,
+		})
 	}
 	return what
 }

@@ -19,7 +19,7 @@ import (
 
 // database is freshen's, looked at from outside.
 type database interface {
-	// config is the value of the key of that name.
+	// config is the value of the configuration's key.
 	config() string
 	// look reads it while no freshen has it open, and reports damage.
 	look(t *testing.T) holding

@@ -31,11 +31,12 @@ type homeserver struct {
 
 	mu       sync.Mutex
 	random   *rand.Rand
-	answered []time.Time // by number
+	answered []time.Time    // by number
+	waiting  map[string]int // long polls, by the token of who waits
 }
 
 func newHomeserver(t *testing.T, random *rand.Rand) *homeserver {
-	h := &homeserver{Server: hstest.New(t), random: random}
+	h := &homeserver{Server: hstest.New(t), random: random, waiting: map[string]int{}}
 	h.SetMutual(hstest.MutualStable, 100)
 	h.HandleFunc(pathSync, h.sync)
 	h.HandleFunc(pathKeys, func(w http.ResponseWriter, r *http.Request) {
@@ -61,19 +62,15 @@ func (h *homeserver) sync(w http.ResponseWriter, r *http.Request) {
 	timeout, _ := strconv.Atoi(query.Get("timeout"))
 	wait := time.Duration(timeout) * time.Millisecond
 	h.mu.Lock()
-	news := h.random.IntN(6) == 0
+	news := h.random.IntN(6) == 0 && wait <= pollFor // who waits for longer waits for what freshen brings
 	if news {
 		wait = time.Duration(h.random.Float64() * float64(wait))
 	}
 	moves := since == "" || news || h.random.IntN(2) == 0
 	own, large := h.random.IntN(3) == 0, h.random.IntN(20) == 0
 	h.mu.Unlock()
-	if since != "" && wait > 0 {
-		select {
-		case <-time.After(wait):
-		case <-r.Context().Done():
-			return
-		}
+	if since != "" && wait > 0 && !h.wait(r, wait) {
+		return
 	}
 	h.mu.Lock()
 	number := len(h.answered)
@@ -94,6 +91,26 @@ func (h *homeserver) sync(w http.ResponseWriter, r *http.Request) {
 	body.WriteString("}")
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = io.WriteString(w, body.String()) // the client may have gone
+}
+
+// wait lets a long poll wait; false if it was abandoned.
+func (h *homeserver) wait(r *http.Request, d time.Duration) bool {
+	token := r.Header.Get("Authorization")
+	count := func(n int) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.waiting[token] += n
+	}
+	count(1)
+	defer count(-1)
+	return wait(r.Context(), d)
+}
+
+// polls is how many long polls with that token are waiting.
+func (h *homeserver) polls(token string) int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.waiting["Bearer "+token]
 }
 
 // decided is when the answer of that number was given; ok is false where there was none.

@@ -31,15 +31,15 @@ const (
 
 // instance is one freshen, which may live several times. Its address and its database stay the same.
 type instance struct {
-	w      *world
-	name   string
-	listen string // host:port
-	db     database
+	w        *world
+	name     string
+	listen   string // host:port
+	database string // the configuration's key
 
 	life    string // of the running or last process
 	n       int
 	process *testbed.Process
-	down    *disturbance // since the process was sent a signal, until it is ready again
+	down    *disturbance // since the process was sent a signal, until it is ready again; nil while it is
 }
 
 // URL is where its clients connect to.
@@ -54,14 +54,14 @@ func (i *instance) start() {
 	i.life = fmt.Sprintf("%sx%d", i.name, i.n)
 	i.w.lives.born(i.life)
 	if i.down == nil {
-		i.down = i.w.ledger.disturb("the start of "+i.name, "")
+		i.down = i.w.ledger.disturb(disturbance{what: "the start of " + i.name, at: i.name, life: "none"})
 	}
 	i.w.write(i.file("key"), fmt.Sprintf("ed25519 %s %s\n", i.life, base64.RawStdEncoding.EncodeToString(make([]byte, 32))))
 	type section = map[string]any
 	config := section{
 		"listen":     i.listen,
 		"homeserver": section{"name": ours, "url": i.w.hs.URL().String(), "signing_key": i.file("key")},
-		"database":   i.db.config(),
+		"database":   i.database,
 		"federation": section{"ca_file": i.w.caFile, "allow_networks": []string{"127.0.0.0/8"}, "timeout": fetchTimeout.String()},
 		"cache":      section{"success": "30ms", "failure": "50ms"},
 		"retry":      section{"first": "20ms", "most": "400ms"},
@@ -110,22 +110,20 @@ const (
 // end ends the process and says in which disturbance.
 func (i *instance) end(how end, between time.Duration) *disturbance {
 	i.w.t.Helper()
-	d := i.w.ledger.disturb(fmt.Sprintf("%s of %s", how, i.life), i.life)
+	d := i.w.ledger.disturb(disturbance{what: fmt.Sprintf("%s of %s", how, i.life), at: i.name, life: i.life})
 	starting := i.down != nil
 	if starting {
 		i.w.ledger.over(i.down)
 	}
 	i.down = d
-	if how != killed {
-		if err := i.process.Signal(syscall.SIGTERM); err != nil {
-			i.w.t.Error(err)
-		}
-	}
 	switch how {
 	case killed:
 		i.w.lives.ends(i.life)
 		i.process.Kill()
 	case impatient:
+		if err := i.process.Signal(syscall.SIGTERM); err != nil {
+			i.w.t.Error(err)
+		}
 		wait(i.w.t.Context(), between)
 		i.w.lives.ends(i.life)
 		i.process.Kill()

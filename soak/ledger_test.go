@@ -42,15 +42,28 @@ const (
 type ask struct {
 	user        id.UserID
 	target      id.UserID
+	via         string // the instance, or "" for the proxy
 	sent, ended time.Time
 	outcome     outcome
 	retryIn     time.Duration // as promised
 	text        string
 }
 
+// behindProxy is how long an instance may still be at a request after the proxy has given it up: it may have been
+// paused meanwhile.
+const behindProxy = 30 * time.Second
+
+// over is when the ask was at an end for freshen as well, at the latest; zero while it is open.
+func (a *ask) over() time.Time {
+	if a.outcome == broken && a.via == "" {
+		return a.ended.Add(behindProxy)
+	}
+	return a.ended
+}
+
 // openAt says whether the ask was under way at that moment.
 func (a *ask) openAt(at time.Time) bool {
-	return !a.sent.After(at) && (a.ended.IsZero() || !a.ended.Before(at))
+	return !a.sent.After(at) && (a.ended.IsZero() || !a.over().Before(at))
 }
 
 func (a *ask) String() string {
@@ -78,9 +91,11 @@ type fetch struct {
 // disturbance is a time in which connections may break: from before a signal was sent until freshen was ready again.
 type disturbance struct {
 	what     string
-	life     string // whose end it is; "" where no process ended
+	at       string // the instance; "" for the database of all
+	life     string // whose end or trouble it is; "" for the database of all
 	from, to time.Time
 	gone     time.Time // when the process had ended
+	database bool      // what is lost is the database alone: only refreshes need it
 	// owed is what the database held when the process had ended; nil where it was not looked at.
 	owed map[id.UserID]debt
 }
@@ -88,6 +103,8 @@ type disturbance struct {
 // failure is a request that broke or was answered with an error.
 type failure struct {
 	what        string
+	via         string // the instance, or "" for the proxy
+	isAsk       bool   // for a refresh, which needs freshen's database
 	began, seen time.Time
 	err         error
 }
@@ -98,10 +115,10 @@ func (l *ledger) complain(format string, args ...any) {
 	l.complaints = append(l.complaints, fmt.Sprintf(format, args...))
 }
 
-func (l *ledger) ask(user, target id.UserID) *ask {
+func (l *ledger) ask(user, target id.UserID, via string) *ask {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	a := &ask{user: user, target: target, sent: time.Now()}
+	a := &ask{user: user, target: target, via: via, sent: time.Now()}
 	l.asks = append(l.asks, a)
 	return a
 }
@@ -118,10 +135,11 @@ func (l *ledger) unsent(a *ask) {
 	l.asks = slices.DeleteFunc(l.asks, func(other *ask) bool { return other == a })
 }
 
-func (l *ledger) failed(what string, began time.Time, err error) {
+func (l *ledger) failed(f failure) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.failures = append(l.failures, failure{what: what, began: began, seen: time.Now(), err: err})
+	f.seen = time.Now()
+	l.failures = append(l.failures, f)
 }
 
 // polled counts an answer to /sync; one that the client lost again is not heard.
@@ -165,12 +183,12 @@ func (l *ledger) served(f *fetch) bool {
 	return f.ok
 }
 
-func (l *ledger) disturb(what, life string) *disturbance {
+func (l *ledger) disturb(d disturbance) *disturbance {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	d := &disturbance{what: what, life: life, from: time.Now()}
-	l.disturbances = append(l.disturbances, d)
-	return d
+	d.from = time.Now()
+	l.disturbances = append(l.disturbances, &d)
+	return &d
 }
 
 func (l *ledger) over(d *disturbance) {

@@ -49,9 +49,15 @@ type world struct {
 	devices map[id.UserID][]*device
 }
 
-// newWorld makes a homeserver with users, some of them on two devices, and remote servers that are well. base says
-// where the client of that number connects to.
-func newWorld(t *testing.T, base func(client int) string) *world {
+// place is where a client connects to.
+type place struct {
+	via string // the instance, or "" for the proxy
+	url string
+}
+
+// newWorld makes a homeserver with users, some of them on two devices, and remote servers that are well. The clients are
+// spread over the places in turn.
+func newWorld(t *testing.T, places ...place) *world {
 	t.Helper()
 	binary, err := buildFreshen()
 	if err != nil {
@@ -82,15 +88,14 @@ func newWorld(t *testing.T, base func(client int) string) *world {
 		for k := range 1 + (n+1)%2 {
 			d := &device{
 				ledger: w.ledger, hs: w.hs, user: user, id: id.DeviceID(fmt.Sprintf("DEVICE%d", k)), token: fmt.Sprintf("token-%d-%d", n, k),
-				base: func() string { return base(client) }, random: w.random(fmt.Sprint("device", n, k)), http: newClient(),
+				via: places[client%len(places)].via, base: places[client%len(places)].url, random: w.random(fmt.Sprint("device", n, k)), http: newClient(),
 			}
 			w.hs.AddUser(d.token, d.user, d.id)
 			w.devices[user] = append(w.devices[user], d)
 			client++
 		}
-		w.askers = append(w.askers, &asker{
-			ledger: w.ledger, user: user, token: w.devices[user][0].token, base: w.devices[user][0].base, http: newClient(),
-		})
+		first := w.devices[user][0]
+		w.askers = append(w.askers, &asker{ledger: w.ledger, user: user, token: first.token, via: first.via, base: first.base, http: newClient()})
 	}
 	// Each remote server's users share a room with three of ours, who hear of changes without asking.
 	for n, r := range w.remotes {
