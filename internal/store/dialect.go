@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"time"
 )
 
 // dialect is where the databases differ. All other SQL here is text that both understand: placeholders in the order of
@@ -18,9 +19,14 @@ type dialect struct {
 	// lock and skip are put after a SELECT whose rows are to stay as they are until the transaction ends: lock waits for
 	// a row that somebody else has, skip leaves it out.
 	lock, skip string
+	// batchWithin bounds one batch.
+	batchWithin time.Duration
 }
 
-var sqliteDialect = dialect{begin: `BEGIN IMMEDIATE; SAVEPOINT change`}
+var sqliteDialect = dialect{
+	begin:       `BEGIN IMMEDIATE; SAVEPOINT change`,
+	batchWithin: 30 * time.Second,
+}
 
 // next is between two changes of a batch, and commit after the last.
 const (

@@ -56,11 +56,11 @@ func (s *Store) DropDebt(ctx context.Context, debt Debt, now time.Time) (dropped
 // how many that were.
 func (s *Store) GiveUp(ctx context.Context, name string, before, now time.Time) (n int64, err error) {
 	err = s.update(ctx, func(ctx context.Context, t *tx) error {
-		const old = `SELECT user_id FROM debts WHERE destination = $1 AND asked_at <= $2 AND lease = ''`
-		if _, err := t.exec(ctx, `UPDATE requesters SET owed = 0 WHERE owed = 1 AND target IN (`+old+`)`, name, millis(before)); err != nil {
+		const old = ` FROM debts WHERE destination = $1 AND asked_at <= $2 AND lease = ''`
+		if _, err := t.exec(ctx, `UPDATE requesters SET owed = 0 WHERE owed = 1 AND target IN (SELECT user_id`+old+`)`, name, millis(before)); err != nil {
 			return err
 		}
-		if n, err = t.exec(ctx, `DELETE FROM debts WHERE user_id IN (`+old+`)`, name, millis(before)); err != nil || n == 0 {
+		if n, err = t.exec(ctx, `DELETE`+old, name, millis(before)); err != nil || n == 0 {
 			return err
 		}
 		return t.schedule(ctx, name, now)

@@ -37,7 +37,7 @@ func (s *Store) beginShared(ctx context.Context, f Fetch) (begun Begun, err erro
 			return errNotNow
 		}
 		// From here on, no other fetch of this destination begins.
-		rate, err := t.rate(ctx, name)
+		whole, err := t.rate(ctx, name)
 		if err != nil {
 			return err
 		}
@@ -54,8 +54,7 @@ func (s *Store) beginShared(ctx context.Context, f Fetch) (begun Begun, err erro
 			if f.Spare {
 				take = s.sharing.rate.TakeSpare
 			}
-			whole, wait := take(rate, f.Now)
-			begun.Wait = wait
+			whole, begun.Wait = take(whole, f.Now)
 			if err := t.putRate(ctx, name, whole); err != nil {
 				return err
 			}

@@ -92,15 +92,8 @@ func CheckFile(ctx context.Context, path string) (err error) {
 	if damage != "ok" {
 		return damaged(path, errors.New(damage))
 	}
-	var current int64
-	if db.QueryRowContext(ctx, `SELECT max(version_id) FROM goose_db_version`).Scan(&current) != nil {
-		return nil // it is whole, and has no version yet
-	}
-	provider, err := migrations(db, path)
-	if err != nil {
-		return err
-	}
-	return notNewer(provider, current, path)
+	_, _, err = versions(ctx, db, path)
+	return err
 }
 
 // checkOwner refuses a file that another program made: migrating it would harm both.
@@ -118,28 +111,9 @@ func checkOwner(ctx context.Context, db *sql.DB, path string) error {
 	return nil
 }
 
-func migrations(db *sql.DB, path string) (*goose.Provider, error) {
-	files, err := fs.Sub(sqliteMigrations, "migrations/sqlite")
-	if err != nil {
-		return nil, err
-	}
-	provider, err := goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithLogger(goose.NopLogger()))
-	if err != nil {
-		return nil, fmt.Errorf("database: %s: %w", path, err)
-	}
-	return provider, nil
-}
-
 func migrate(ctx context.Context, db *sql.DB, path string) error {
-	provider, err := migrations(db, path)
-	if err != nil {
-		return err
-	}
-	current, err := provider.GetDBVersion(ctx)
-	if err != nil {
-		return cannotOpen(path, err)
-	}
-	if err := notNewer(provider, current, path); err != nil {
+	current, provider, err := versions(ctx, db, path)
+	if err != nil || current == newest(provider) {
 		return err
 	}
 	if _, err := provider.Up(ctx); err != nil {
@@ -148,11 +122,40 @@ func migrate(ctx context.Context, db *sql.DB, path string) error {
 	return nil
 }
 
-func notNewer(provider *goose.Provider, current int64, path string) error {
-	sources := provider.ListSources()
-	if newest := sources[len(sources)-1].Version; current > newest {
+// versions says of which version the tables are (0: there are none), and has what brings them up to date. A newer one
+// than this program knows is an error.
+func versions(ctx context.Context, db *sql.DB, path string) (current int64, _ *goose.Provider, err error) {
+	files, err := fs.Sub(sqliteMigrations, "migrations/sqlite")
+	if err != nil {
+		return 0, nil, err
+	}
+	provider, err := goose.NewProvider(goose.DialectSQLite3, db, files, goose.WithLogger(goose.NopLogger()))
+	if err != nil {
+		return 0, nil, fmt.Errorf("database: %s: %w", path, err)
+	}
+	// Asked for here, since goose takes a table that cannot be read for one that is missing.
+	var exists bool
+	if err := db.QueryRowContext(ctx, `SELECT count(*) FROM sqlite_master WHERE name = $1`, goose.DefaultTablename).Scan(&exists); err != nil {
+		return 0, nil, cannotOpen(path, err)
+	}
+	if exists {
+		if err := db.QueryRowContext(ctx, `SELECT max(version_id) FROM `+goose.DefaultTablename).Scan(&current); err != nil {
+			return 0, nil, cannotOpen(path, err)
+		}
+	}
+	return current, provider, notNewer(provider, current, path)
+}
+
+// notNewer refuses tables that this program is too old for. name is the database's.
+func notNewer(provider *goose.Provider, current int64, name string) error {
+	if newest := newest(provider); current > newest {
 		return fmt.Errorf("database: %s was written by a newer freshen (its tables are version %d, this program knows %d); install that version again, or restore the backup from before the upgrade",
-			path, current, newest)
+			name, current, newest)
 	}
 	return nil
+}
+
+func newest(provider *goose.Provider) int64 {
+	sources := provider.ListSources()
+	return sources[len(sources)-1].Version
 }

@@ -24,8 +24,8 @@ import (
 const (
 	// batchSize is the most changes in one commit; measured, more gains nothing.
 	batchSize = 64
-	// batchWithin bounds one commit.
-	batchWithin = 30 * time.Second
+	// undoWithin bounds one that is rolled back.
+	undoWithin = 5 * time.Second
 )
 
 // ErrClosed is what a call gets that comes after Close.
@@ -153,6 +153,11 @@ func (s *Store) release() error {
 // once it has begun, update waits for its end.
 func (s *Store) update(ctx context.Context, apply func(ctx context.Context, tx *tx) error) error {
 	c := &change{apply: apply, result: make(chan error, 1)}
+	if s.dialect.shared {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, s.dialect.batchWithin)
+		defer cancel()
+	}
 	select {
 	case s.changes <- c:
 	case <-ctx.Done():
@@ -225,7 +230,7 @@ func (s *Store) commit(batch []*change) {
 	if len(batch) == 0 {
 		return
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), batchWithin)
+	ctx, cancel := context.WithTimeout(context.Background(), s.dialect.batchWithin)
 	defer cancel()
 	errs, stirred, err := s.tryCommit(ctx, batch)
 	if err != nil {
@@ -287,7 +292,9 @@ func (s *Store) begin(ctx context.Context) (conn *sql.Conn, err error) {
 // undo rolls back. Where that fails, it is mostly since the database has undone all by itself, as on a full disk. If not,
 // the transaction must not stay open for the next batch: it ends with its connection.
 func undo(ctx context.Context, conn *sql.Conn) {
-	if _, err := conn.ExecContext(context.WithoutCancel(ctx), `ROLLBACK`); err != nil {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWithin)
+	defer cancel()
+	if _, err := conn.ExecContext(ctx, `ROLLBACK`); err != nil {
 		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
 	}
 }
