@@ -9,6 +9,8 @@ FUZZTIME  ?= 30s
 BENCHTIME ?= 1s
 BENCH     ?= .
 PARTS     ?=
+KILLS     ?= 200
+SEED      ?= 0
 # For one package's tests; the homeservers of some take their time on a small machine.
 TIMEOUT   ?= 20m
 
@@ -19,7 +21,7 @@ SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench microbench fuzz go compiler dendrite clean
+.PHONY: help build demo test soak lint bench microbench fuzz go compiler servers dendrite clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,8 +35,11 @@ demo: go ## Watch freshen between two real homeservers (KEEP=1 leaves them runni
 	@echo 'that takes minutes. All that it starts listens on loopback addresses alone.'
 	$(GO) run -tags $(TAGS) ./cmd/freshen-demo $(if $(filter-out 0,$(KEEP)),--keep)
 
-test: go compiler dendrite ## Run all tests, with the race detector and real homeservers
+test: go compiler servers dendrite ## Run all tests, with the race detector and real homeservers
 	$(GO) test -race -tags $(TAGS) -timeout $(TIMEOUT) ./...
+
+soak: go compiler servers ## Kill freshen KILLS=200 times under load, on SQLite and on Postgres, and upset three instances (15 minutes; SEED= of a run that failed)
+	CI=$${CI:-true} $(GO) test -race -tags $(TAGS) -count=1 -timeout 3h -v -run 'TestCrash|TestThreeInstances' ./soak -kills $(KILLS) -seed $(SEED)
 
 lint: go ## Look for mistakes: gofmt, go vet, golangci-lint
 	@unformatted=$$(gofmt -l .); \
@@ -75,6 +80,20 @@ compiler:
 		apt-get update -q && apt-get install -y -q --no-install-recommends gcc libc6-dev; \
 	else \
 		echo 'The race detector needs a C compiler: as root, apt-get install -y gcc libc6-dev' >&2; exit 1; \
+	fi
+
+# Tests start their own Postgres and nginx from the system's programs. Where those are missing and may not be installed,
+# the tests that need them are skipped, or fail if CI is set.
+servers:
+	@missing=; \
+	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing=postgresql; \
+	PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || missing="$$missing nginx"; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing what the tests start for themselves: apt-get install" $$missing; \
+		apt-get update -q && apt-get install -y -q --no-install-recommends $$missing; \
+	else \
+		echo "Some tests need programs that are missing here: as root, apt-get install -y" $$missing >&2; \
 	fi
 
 # The tests build Dendrite by themselves; here it is compiled into Go's build cache beforehand, where its progress shows

@@ -137,12 +137,16 @@ func (i *instance) settle(db database, random *rand.Rand, times int) {
 		}
 		i.start()
 		i.ready()
+		// The claims of a process that was killed hold for minutes on Postgres, where another instance might have them.
+		var claims time.Duration
 		for target, debt := range held.debts {
-			// The claims of a process that was killed hold for minutes on Postgres, where another instance might have them.
-			if time.Until(debt.due) > userWaits || (debt.leased && times < longFrom) {
+			if waits := time.Until(debt.due); waits > userWaits || (debt.leased && times < longFrom) {
 				i.w.payByHand(random, target)
+			} else if debt.leased {
+				claims = max(claims, waits)
 			}
 		}
+		wait(i.w.t.Context(), claims)
 	}
 }
 
