@@ -54,7 +54,7 @@ func crash(t *testing.T, db database, times int) {
 	calm := w.chaos()
 	defer calm()
 	for range times {
-		i.crashSoon(db, random)
+		i.crashSoon(db, random, times)
 	}
 	i.ready()
 	calm()
@@ -78,7 +78,7 @@ func crash(t *testing.T, db database, times int) {
 }
 
 // crashSoon ends freshen at a random moment, perhaps while it starts, and starts it again.
-func (i *instance) crashSoon(db database, random *rand.Rand) {
+func (i *instance) crashSoon(db database, random *rand.Rand, times int) {
 	i.w.t.Helper()
 	if i.down != nil && random.IntN(4) == 0 {
 		wait(i.w.t.Context(), time.Duration(random.IntN(80))*time.Millisecond)
@@ -86,7 +86,11 @@ func (i *instance) crashSoon(db database, random *rand.Rand) {
 		if i.down != nil {
 			i.ready()
 		}
-		wait(i.w.t.Context(), time.Duration(random.IntN(1200))*time.Millisecond)
+		life := 1200
+		if times >= longFrom && random.IntN(10) == 0 {
+			life = 20_000 // longer than a fetch's lease, which on Postgres outlives its process
+		}
+		wait(i.w.t.Context(), time.Duration(random.IntN(life))*time.Millisecond)
 	}
 	how := killed
 	switch random.IntN(8) {

@@ -75,7 +75,7 @@ func TestThreeInstances(t *testing.T) {
 	endSync()
 
 	history := w.ledger.history()
-	for _, complaint := range append(history.check(w.world.devices), w.overheard(&history)...) {
+	for _, complaint := range append(history.check(w.devices), w.overheard(&history)...) {
 		t.Error(complaint)
 	}
 	t.Logf("seed %d, %v:\n%s", seed(), time.Since(began).Round(time.Second), summary(&history))
