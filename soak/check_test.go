@@ -130,30 +130,43 @@ func (h *history) firstServed(a *ask) (at time.Time, ok bool) {
 func (h *history) needless() (complaints []string) {
 	for target, fetches := range h.fetches {
 		var last *fetch // the last success
+		var began time.Time
 		for i := range fetches {
 			f := &fetches[i]
-			if last != nil && f.arrived.After(last.arrived) && !h.justified(last, f) {
+			if last != nil && f.arrived.After(last.arrived) && !h.justified(last, began, f) {
 				complaints = append(complaints, fmt.Sprintf("%s was fetched by %s at %s, although it had been fetched by %s at %s, and nobody asked for it or was promised it since",
 					target, f.by, clock(f.arrived), last.by, clock(last.arrived)))
 			}
 			if f.ok {
-				last = f
+				last, began = f, earliest(fetches, i)
 			}
 		}
 	}
 	return complaints
 }
 
-// justified says whether there was a reason to make a request after a success.
-func (h *history) justified(success, next *fetch) bool {
+// earliest is when a request may have been begun at freshen, which is when it was settled what a success pays: it had to
+// wait for the one before, and has no more than its time to reach the server.
+func earliest(fetches []fetch, i int) time.Time {
+	began := fetches[i].arrived.Add(-fetchTimeout)
+	for _, before := range fetches[:i] {
+		if before.ended.After(began) && before.ended.Before(fetches[i].arrived) {
+			began = before.ended
+		}
+	}
+	return began
+}
+
+// justified says whether there was a reason to make a request after a success that had been begun at began or later.
+func (h *history) justified(success *fetch, began time.Time, next *fetch) bool {
 	for i := range h.asks {
 		a := &h.asks[i]
 		if a.target != next.target || a.sent.After(next.arrived) {
 			continue
 		}
-		// Under way just now, or told of a failure (or of nothing) after the success had been begun, which then does
-		// not pay.
-		if a.openAt(next.arrived) || (a.outcome != fresh && a.over().After(success.arrived)) {
+		// Under way just now, or told of a failure (or of nothing) after the success may have been begun, which then
+		// does not pay.
+		if a.openAt(next.arrived) || (a.outcome != fresh && a.over().After(began)) {
 			return true
 		}
 	}

@@ -34,11 +34,11 @@ func TestTheCheckFindsWhatIsWrong(t *testing.T) {
 	kill := func(from, gone int, owed map[id.UserID]debt) disturbance {
 		return disturbance{what: "kill -9 of ax1", at: "a", life: "ax1", from: at(from), gone: at(gone), to: at(gone + 100), owed: owed}
 	}
-	// Told of a failure, tried again with success, heard of on both devices.
+	// Told of a failure, tried again in vain, then with success, heard of on both devices.
 	good := func() history {
 		return history{
 			asks:    []ask{asked(0, 30, promised)},
-			fetches: map[id.UserID][]fetch{target: {fetched(10, false, 0), fetched(100, true, 1)}},
+			fetches: map[id.UserID][]fetch{target: {fetched(10, false, 0), fetched(60, false, 0), fetched(100, true, 1)}},
 			answers: []answer{heard(phone, 120), heard(laptop, 130)},
 		}
 	}
@@ -48,7 +48,7 @@ func TestTheCheckFindsWhatIsWrong(t *testing.T) {
 		want string // in a complaint; "" for none
 	}{
 		{"nothing", func(*history) {}, ""},
-		{"a debt that is never paid", func(h *history) { h.fetches[target] = h.fetches[target][:1] }, "never was with success"},
+		{"a debt that is never paid", func(h *history) { h.fetches[target] = h.fetches[target][:2] }, "never was with success"},
 		{"a debt whose only success came before", func(h *history) { h.fetches[target] = []fetch{fetched(-50, true, 1), fetched(10, false, 0)} }, "never was with success"},
 		{"a device that does not hear", func(h *history) { h.answers = h.answers[:1] }, "LAPTOP has not heard"},
 		{"one that heard only before", func(h *history) { h.answers[1] = heard(laptop, 90) }, "LAPTOP has not heard"},
@@ -65,6 +65,10 @@ func TestTheCheckFindsWhatIsWrong(t *testing.T) {
 			h.fetches[target] = append(h.fetches[target], fetched(200, true, 1))
 		}, "has not heard"},
 		{"a fetch of what is paid", func(h *history) { h.fetches[target] = append(h.fetches[target], fetched(300, true, 1)) }, "nobody asked for it"},
+		{"a fetch of what was asked for again while the first was on its way", func(h *history) {
+			h.asks = append(h.asks, asked(85, 90, promised))
+			h.fetches[target] = append(h.fetches[target], fetched(300, true, 1))
+		}, ""},
 		{"the same, failing", func(h *history) { h.fetches[target] = append(h.fetches[target], fetched(300, false, 0)) }, "nobody asked for it"},
 		{"the same after a crash that came before the commit", func(h *history) {
 			h.disturbances = []disturbance{kill(115, 118, map[id.UserID]debt{target: {gen: 1}})}

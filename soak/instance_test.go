@@ -63,7 +63,7 @@ func (i *instance) start() {
 		"homeserver": section{"name": ours, "url": i.w.hs.URL().String(), "signing_key": i.file("key")},
 		"database":   i.database,
 		"federation": section{"ca_file": i.w.caFile, "allow_networks": []string{"127.0.0.0/8"}, "timeout": fetchTimeout.String()},
-		"cache":      section{"success": "30ms", "failure": "50ms"},
+		"cache":      section{"success": "50ms", "failure": "300ms"},
 		"retry":      section{"first": "20ms", "most": "400ms"},
 		"admin":      section{"listen": "127.0.0.1:0"},
 	}
