@@ -38,7 +38,7 @@ demo: go ## Watch freshen between two real homeservers (KEEP=1 leaves them runni
 test: go compiler servers dendrite ## Run all tests, with the race detector and real homeservers
 	$(GO) test -race -tags $(TAGS) -timeout $(TIMEOUT) ./...
 
-soak: go compiler servers ## Kill freshen KILLS=200 times under load, on SQLite and on Postgres, and upset three instances (15 minutes; SEED= of a run that failed)
+soak: go compiler servers ## Kill freshen KILLS=200 times under load, on SQLite and on Postgres, and upset three instances (SEED= of a run that failed)
 	CI=$${CI:-true} $(GO) test -race -tags $(TAGS) -count=1 -timeout 3h -v -run 'TestCrash|TestThreeInstances' ./soak -kills $(KILLS) -seed $(SEED)
 
 lint: go ## Look for mistakes: gofmt, go vet, golangci-lint
@@ -82,18 +82,22 @@ compiler:
 		echo 'The race detector needs a C compiler: as root, apt-get install -y gcc libc6-dev' >&2; exit 1; \
 	fi
 
-# Tests start their own Postgres and nginx from the system's programs. Where those are missing and may not be installed,
-# the tests that need them are skipped, or fail if CI is set.
+# The tests start their own Postgres and nginx from the programs of these packages, on free ports and in temporary
+# directories. The packages' own services are of no use: policy-rc.d, by which Debian's packages ask whether they may start
+# what they bring, says no while they are installed, and they are taken out of what starts with the machine.
 servers:
 	@missing=; \
-	compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || command -v initdb >/dev/null || missing=postgresql; \
-	PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || missing="$$missing nginx"; \
+	command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=' postgresql'; \
+	PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || missing+=' nginx'; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		echo "Installing what the tests start for themselves: apt-get install" $$missing; \
-		apt-get update -q && apt-get install -y -q --no-install-recommends $$missing; \
+		echo "Installing what tests start, and no service that runs: apt-get install$$missing"; \
+		policy=/usr/sbin/policy-rc.d; \
+		if [ ! -e $$policy ]; then trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' > $$policy; chmod 755 $$policy; fi; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
+		! command -v systemctl >/dev/null || for package in $$missing; do systemctl disable -q "$$package" || true; done; \
 	else \
-		echo "Some tests need programs that are missing here: as root, apt-get install -y" $$missing >&2; \
+		echo "Tests that need these Debian packages are left out (with CI set, they fail): as root, apt-get install$$missing" >&2; \
 	fi
 
 # The tests build Dendrite by themselves; here it is compiled into Go's build cache beforehand, where its progress shows

@@ -81,6 +81,7 @@ func TestPostgresAway(t *testing.T) {
 		w.becomes(http.StatusOK)
 		w.refreshed(aliceToken, bob)
 		wantChanged(t, w.woken(call, replies, `{"next_batch":"s2"}`), bob)
+		wantChanged(t, w.exchange(aliceToken, "since=s2&timeout=0", `{"next_batch":"s3"}`)) // acknowledged
 		if err := p.Crash(); err != nil {
 			t.Fatal(err)
 		}

@@ -61,7 +61,7 @@ func TestRunningRequestsEnd(t *testing.T) {
 func TestARunningRefreshIsOwedOverAShutdown(t *testing.T) {
 	w := newWorld(t, func(c *config.Config) { c.Federation.Timeout = time.Minute })
 	w.start()
-	w.app.SetGrace(time.Second)
+	w.app.SetGrace(5 * time.Second) // of which the last fifth is for the answer
 	r := w.remote()
 	bob := r.has("bob", "DEV1")
 	asked := make(chan struct{}, 10)

@@ -218,7 +218,7 @@ func (l *Lists) sweep(now time.Time) {
 	var strangers []store.KeptInfo
 	l.mu.RLock()
 	for _, info := range l.infos {
-		if !info.Shared && now.Sub(info.FetchedAt) > MaxAge {
+		if !info.Shared && now.Sub(info.FetchedAt).Abs() > MaxAge {
 			strangers = append(strangers, info)
 		}
 	}

@@ -234,3 +234,34 @@ func TestTheDatabaseAway(t *testing.T) {
 		t.Error("a database that is closed was loaded")
 	}
 }
+
+// What instances tell each other comes again, and what this one knows of a list may not be stored yet.
+func TestNewsOfOtherInstances(t *testing.T) {
+	_, l := open(t)
+	info := func(minute int, version int64) store.KeptInfo {
+		return store.KeptInfo{UserID: bob, FetchedAt: start.Add(time.Duration(minute) * time.Minute), Version: version}
+	}
+	doubted := func(k store.KeptInfo) store.KeptInfo { k.Suspect = true; return k }
+	useful := func(k store.KeptInfo) store.KeptInfo { k.Shared = true; return k }
+	retired := func(k store.KeptInfo) store.KeptInfo { k.Retired = true; return k }
+	for _, step := range []struct {
+		what string
+		put  store.KeptInfo
+		want store.KeptInfo
+	}{
+		{"a list", doubted(info(0, 5)), doubted(info(0, 5))},
+		{"the same list, found to be of use by somebody who has not heard of the doubt", useful(info(0, 6)), doubted(useful(info(0, 6)))},
+		{"news from before that", info(0, 4), doubted(useful(info(0, 6)))},
+		{"a newer list", info(1, 7), info(1, 7)},
+		{"an older list that comes late", doubted(info(0, 6)), info(1, 7)},
+		{"a list that was fetched after a clock was set back", info(-60, 8), info(-60, 8)},
+		{"the end of it", retired(info(-60, 9)), store.KeptInfo{}},
+		{"another", info(2, 10), info(2, 10)},
+		{"the end of the one before, once more", retired(info(-60, 9)), info(2, 10)},
+	} {
+		l.Put([]store.KeptInfo{step.put})
+		if got, ok := l.Info(bob); got != step.want || ok != (step.want != store.KeptInfo{}) {
+			t.Errorf("after %s: %+v, want %+v", step.what, got, step.want)
+		}
+	}
+}

@@ -123,7 +123,7 @@ func inBackground[T any](ctx context.Context, ask func(context.Context) (T, bool
 
 // doubtful says that a list may be out of date.
 func doubtful(info store.KeptInfo, now time.Time) bool {
-	return info.Suspect || now.Sub(info.FetchedAt) > kept.MaxAge
+	return info.Suspect || now.Sub(info.FetchedAt).Abs() > kept.MaxAge // the clock may have been set back
 }
 
 // fetchDoubtful fetches the lists again that are asked for and may be out of date.

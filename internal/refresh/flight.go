@@ -119,7 +119,7 @@ func (e *Engine) tryFly(f *flight) error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
 		defer cancel()
 		sentence := fmt.Sprintf("%s is being asked already, and has not answered that request in time.", f.destination)
-		if e.ctx.Err() != nil {
+		if e.stopping() {
 			sentence = stopped(f)
 		}
 		e.owe(ctx, f, "busy", sentence)
@@ -150,11 +150,10 @@ func (e *Engine) tryFly(f *flight) error {
 	case err == nil:
 		return e.succeed(ctx, f, list, begun.Gen)
 	}
-	if away, ok := errors.AsType[*freshen.Error](err); ok && e.ctx.Err() == nil {
-		e.land(f, func() { f.how, f.err = "failed", away })
-		return nil
+	if away, ok := errors.AsType[*freshen.Error](err); ok && !e.stopping() {
+		return e.landAway(f, away)
 	}
-	return e.fail(ctx, f, err)
+	return e.fail(ctx, f, failureOf(f, err))
 }
 
 // begin takes a place in the destination's rate, and waits until no other instance is at the same; Busy if the time is
@@ -240,8 +239,7 @@ func (e *Engine) landBehind(ctx context.Context, f *flight, past store.Past) err
 		next, err = e.askAgain(ctx, f.target, asking, past.Failure, now)
 	}
 	if err != nil {
-		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
-		return nil
+		return e.landAway(f, store.Away(err))
 	}
 	e.land(f, func() {
 		f.how, f.failure, f.next, f.told = "fetched by another instance", past.Failure, next, now
@@ -270,8 +268,7 @@ func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceLis
 		return err
 	}
 	if err != nil {
-		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
-		return nil
+		return e.landAway(f, store.Away(err))
 	}
 	if len(list.Dropped) > 0 {
 		e.log.Warn("left out parts of a device list that do not belong in it", "target", f.target, "dropped", list.Dropped)
@@ -311,15 +308,19 @@ func (e *Engine) concerns(ctx context.Context, f *flight) bool {
 	return false
 }
 
-func (e *Engine) fail(ctx context.Context, f *flight, err error) error {
-	var failure *freshen.Failure
-	if !errors.As(err, &failure) {
-		failure = &freshen.Failure{
-			Destination: f.destination, Reason: freshen.ReasonConnect, Err: err,
-			Sentence: fmt.Sprintf("%s could not be asked.", f.destination),
-		}
+// failureOf is what a fetch's error is told as.
+func failureOf(f *flight, err error) *freshen.Failure {
+	if failure, ok := errors.AsType[*freshen.Failure](err); ok {
+		return failure
 	}
-	if e.ctx.Err() != nil {
+	return &freshen.Failure{
+		Destination: f.destination, Reason: freshen.ReasonConnect, Err: err,
+		Sentence: fmt.Sprintf("%s could not be asked.", f.destination),
+	}
+}
+
+func (e *Engine) fail(ctx context.Context, f *flight, failure *freshen.Failure) error {
+	if e.stopping() {
 		e.owe(ctx, f, "interrupted", stopped(f))
 		return nil
 	}
@@ -342,8 +343,7 @@ func (e *Engine) fail(ctx context.Context, f *flight, err error) error {
 		return err
 	}
 	if err != nil {
-		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
-		return nil
+		return e.landAway(f, store.Away(err))
 	}
 	if ended != retry.Owed {
 		e.ended.count(ended, 1)
@@ -364,6 +364,8 @@ func (e *Engine) fail(ctx context.Context, f *flight, err error) error {
 	return nil
 }
 
+func (e *Engine) stopping() bool { return e.ctx.Err() != nil }
+
 func stopped(f *flight) string {
 	return fmt.Sprintf("freshen was stopped before %s answered.", f.destination)
 }
@@ -383,13 +385,19 @@ func (e *Engine) owe(ctx context.Context, f *flight, how, sentence string) {
 		err = errors.Join(err, e.store.Postpone(ctx, store.Debt{Target: f.target, Destination: f.destination, Lease: f.lease}, now, now))
 	}
 	if err != nil {
-		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
+		_ = e.landAway(f, store.Away(err))
 		return
 	}
 	e.land(f, func() {
 		f.how, f.next, f.told, f.recorded = how, next, now, true
 		f.failure = &freshen.Failure{Destination: f.destination, Reason: freshen.ReasonTimeout, Sentence: sentence}
 	})
+}
+
+// landAway ends a flight that can promise nothing, because the database is away. That is its outcome, and no error.
+func (e *Engine) landAway(f *flight, away *freshen.Error) error {
+	e.land(f, func() { f.how, f.err = "failed", away })
+	return nil
 }
 
 // land ends the flight: it takes nobody aboard any more, and all who wait learn the outcome.

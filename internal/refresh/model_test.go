@@ -32,21 +32,21 @@ import (
 //  3. While a destination is backing off, it gets one request at a time.
 //  4. A destination gets no more than its rate allows (and ten seconds' worth that waited for others).
 //  5. A retry is not made before the end of the backoff.
-//  6. A backoff is shortened by an answer alone, or by a clock that is set.
+//  6. A backoff is shortened by an answer alone, which ends it, or by a clock that is set.
 //  7. What a client was told will be tried again is owed until it is paid, given up after its time, denied by the
 //     configuration, or until nobody who was told so shares a room with the target any more.
 //  8. Who was told so, and who was told of a success, finds an announcement to them that is newer than their request.
 //  9. Announcements are heard of in the order of their positions, and none that stands is skipped, in any life.
 //  10. Once all servers are well, everything is paid within the longest wait there is.
 const (
-	modelEvery  = 10 * time.Second
-	modelBurst  = 6
+	modelEvery  = 30 * time.Second
+	modelBurst  = 12
 	modelGiveUp = 12 * time.Hour
 )
 
 var (
 	modelPolicy  = retry.Policy{First: 30 * time.Second, Most: time.Hour, GiveUpAfter: modelGiveUp}
-	modelTargets = []id.UserID{"@one:b.example", "@two:b.example", "@three:b.example", "@four:b.example", "@five:b.example", "@one:c.example", "@two:c.example"}
+	modelTargets = []id.UserID{"@one:b.example", "@two:b.example", "@three:b.example", "@four:b.example", "@five:b.example", "@six:b.example", "@one:c.example", "@two:c.example"}
 	modelUsers   = []id.UserID{"@alice:a.example", "@carol:a.example"}
 	modelServers = []string{"b.example", "c.example"}
 )
@@ -110,6 +110,7 @@ func (m *model) run() {
 		"ask":     func(t *rapid.T) { m.t = t; m.ask() },
 		"ask 2":   func(t *rapid.T) { m.t = t; m.ask() },
 		"ask 3":   func(t *rapid.T) { m.t = t; m.ask() },
+		"crowd":   func(t *rapid.T) { m.t = t; m.crowd() },
 		"overlay": func(t *rapid.T) { m.t = t; m.overlay() },
 		"server":  func(t *rapid.T) { m.t = t; m.change() },
 		"rooms":   func(t *rapid.T) { m.t = t; m.move() },
@@ -210,6 +211,15 @@ func (m *model) ask() {
 	user := rapid.SampledFrom(modelUsers).Draw(m.t, "user")
 	target := rapid.SampledFrom(modelTargets).Draw(m.t, "target")
 	for range rapid.SampledFrom([]int{1, 1, 3}).Draw(m.t, "times") {
+		m.calls.Go(func() { m.press(user, target) })
+	}
+	synctest.Wait()
+}
+
+// crowd asks for everybody at once.
+func (m *model) crowd() {
+	user := rapid.SampledFrom(modelUsers).Draw(m.t, "user")
+	for _, target := range modelTargets {
 		m.calls.Go(func() { m.press(user, target) })
 	}
 	synctest.Wait()
@@ -353,6 +363,9 @@ func (m *model) checkBackoff() {
 		}
 		if before := m.backoff[server]; dest.RetryAt.Before(before) && !m.denied[server] {
 			m.breaks("6: the backoff of %s went from %v to %v without an answer", server, before, dest.RetryAt)
+		}
+		if dest.Failures == 0 && !dest.RetryAt.IsZero() {
+			m.breaks("6: %s has answered, and is left alone until %v", server, dest.RetryAt)
 		}
 		m.backoff[server] = dest.RetryAt
 	}

@@ -60,7 +60,7 @@ func TestAServerThatIsBackIsNotStormed(t *testing.T) {
 		if b.debts() != n {
 			t.Fatalf("%d debts", b.debts())
 		}
-		b.does(func(ctx context.Context, _ id.UserID) error {
+		b.does(func(context.Context, id.UserID) error {
 			time.Sleep(100 * time.Millisecond)
 			return nil
 		})
@@ -132,7 +132,7 @@ func TestADeadServersDebtsAreAllGivenUp(t *testing.T) {
 
 // Debts that were owed while freshen did not run are tried before they are given up, however long that was.
 func TestNothingIsGivenUpWithoutATry(t *testing.T) {
-	within(t, nil, func(t *testing.T, b *bed) {
+	within(t, nil, func(_ *testing.T, b *bed) {
 		b.does(down)
 		b.owe(3)
 		time.Sleep(30 * 24 * time.Hour)

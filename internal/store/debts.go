@@ -149,14 +149,15 @@ func (s *Store) Debts(ctx context.Context) (n int, err error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
 	err = s.read.QueryRowContext(ctx, `SELECT count(*) FROM debts`).Scan(&n)
-	return n, err
+	return n, s.named(err)
 }
 
 // Backoff is how the destination stands. One that nothing is known of is not backing off.
 func (s *Store) Backoff(ctx context.Context, name string) (Destination, error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	return scanDestination(name, s.read.QueryRowContext(ctx, selectDestination, name))
+	d, err := scanDestination(name, s.read.QueryRowContext(ctx, selectDestination, name))
+	return d, s.named(err)
 }
 
 // Claim takes at most limit debts that are due, so that nobody else tries them before now+lease: of each destination
@@ -244,13 +245,14 @@ func (s *Store) NextDue(ctx context.Context) (at time.Time, ok bool, err error) 
 	defer cancel()
 	var ms sql.NullInt64
 	err = s.read.QueryRowContext(ctx, `SELECT min(due_at) FROM destinations WHERE due_at IS NOT NULL`).Scan(&ms)
-	return time.UnixMilli(ms.Int64), ms.Valid, err
+	return time.UnixMilli(ms.Int64), ms.Valid, s.named(err)
 }
 
 // OwedDestinations names the destinations that are owed something.
 func (s *Store) OwedDestinations(ctx context.Context) ([]string, error) {
-	return queryAll(ctx, s.read, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
+	names, err := queryAll(ctx, s.read, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
 		`SELECT name FROM destinations WHERE due_at IS NOT NULL`)
+	return names, s.named(err)
 }
 
 // DropDestination forgets all that is owed to a destination, and says how many debts that were.

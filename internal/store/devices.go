@@ -35,7 +35,7 @@ func (s *Store) DevicePosition(ctx context.Context, user id.UserID, device id.De
 		return p, nil
 	}
 	if err != nil {
-		return p, err
+		return p, s.explain(err)
 	}
 	p.SeenAt = fromMillis(seen)
 	_, err = queryAll(ctx, s.read, func(rows *sql.Rows) (struct{}, error) {
@@ -45,7 +45,7 @@ func (s *Store) DevicePosition(ctx context.Context, user id.UserID, device id.De
 		p.Above[target] = acked
 		return struct{}{}, err
 	}, `SELECT target, acked FROM sync_acks WHERE user_id = $1 AND device_id = $2`, user, device)
-	return p, err
+	return p, s.named(err)
 }
 
 // SavePositions stores what devices have acknowledged. It takes nothing back: what stands there may come from another

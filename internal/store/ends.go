@@ -19,8 +19,9 @@ type Promised struct {
 func (s *Store) Promised(ctx context.Context, target id.UserID, limit int) ([]Promised, error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	return queryAll(ctx, s.read, func(rows *sql.Rows) (p Promised, err error) { return p, rows.Scan(&p.UserID, &p.Shared) },
+	all, err := queryAll(ctx, s.read, func(rows *sql.Rows) (p Promised, err error) { return p, rows.Scan(&p.UserID, &p.Shared) },
 		`SELECT user_id, shared FROM requesters WHERE target = $1 AND owed = 1 LIMIT $2`, target, limit)
+	return all, s.named(err)
 }
 
 // MarkPromisedShared records that these users, who asked for target, share a room with them.

@@ -70,7 +70,7 @@ func (s *Store) Begin(ctx context.Context, f Fetch) (begun Begun, err error) {
 			return Begun{Wait: wait}, nil
 		}
 	}
-	return begun, begun.read(ctx, s.read, f.Target)
+	return begun, s.named(begun.read(ctx, s.read, f.Target))
 }
 
 // read finds out how the target's debt and its destination stand.

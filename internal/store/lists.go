@@ -216,7 +216,7 @@ func (s *Store) KeptList(ctx context.Context, user id.UserID) (*freshen.DeviceLi
 		return nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, s.explain(err)
 	}
 	return freshen.DecodeKept(raw)
 }

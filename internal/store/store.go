@@ -4,6 +4,9 @@
 // Every write goes through one goroutine that commits many callers' changes together (group commit), with
 // synchronous=FULL: when a method returns without an error, its change survives a power cut. Reads have a pool of their
 // own and never wait for a write.
+//
+// A database is an SQLite file, for one process, or a Postgres server's, for several instances (see
+// docs/architecture.md).
 package store
 
 import (
@@ -113,12 +116,22 @@ func (s *Store) open(ctx context.Context, cfg Config) error {
 	return s.openPostgres(ctx, cfg)
 }
 
-// Ready says whether the database answers and takes what is written.
+// Ready says whether the database answers and takes what is written. It waits no longer than ctx, whatever becomes of
+// what it wrote.
 func (s *Store) Ready(ctx context.Context) error {
-	return s.update(ctx, func(ctx context.Context, t *tx) error {
-		_, err := t.exec(ctx, `UPDATE stream SET head = head`)
+	answered := make(chan error, 1)
+	go func() {
+		answered <- s.update(ctx, func(ctx context.Context, t *tx) error {
+			_, err := t.exec(ctx, `UPDATE stream SET head = head`)
+			return err
+		})
+	}()
+	select {
+	case err := <-answered:
 		return err
-	})
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // Close ends the writer after what it has in hand and closes the database. A call that comes later gets [ErrClosed]. It
@@ -323,6 +336,14 @@ func (s *Store) applyAll(ctx context.Context, conn *sql.Conn, batch []*change) (
 		return errs, stirred, s.intact()
 	}
 	return errs, stirred, nil
+}
+
+// named is explain for what may be no error.
+func (s *Store) named(err error) error {
+	if err == nil {
+		return nil
+	}
+	return s.explain(err)
 }
 
 // Away turns a database error into what a client is told.

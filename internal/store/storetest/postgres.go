@@ -120,7 +120,7 @@ func (p *Postgres) data() string    { return filepath.Join(p.dir, "data") }
 func (p *Postgres) logFile() string { return filepath.Join(p.dir, "log") }
 
 func (p *Postgres) command(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command(filepath.Join(p.bin, name), args...)
+	cmd := exec.CommandContext(context.Background(), filepath.Join(p.bin, name), args...) // ends by a signal of its own
 	cmd.Dir = p.dir
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C", "TZ=UTC"}
 	cmd.SysProcAttr = attributes()
