@@ -24,7 +24,7 @@ const (
 //
 //   - What an asker was told is retried, is paid: the target's server was asked successfully after the request.
 //   - Who was told so, and who was answered 202, hears of it in /sync on each device, in an answer that was put together
-//     after the request, and after the list was first served.
+//     after the request, and after the list was first served; or has been given that list by a /keys/query since.
 //   - Nothing is fetched again that is paid: after a success another request is made only if somebody is asking just
 //     then, or was told of a failure since, or if a process ended before the success was in its database.
 //   - No client's request breaks, nor is answered with an error of freshen's own, but by a disturbance.
@@ -84,24 +84,42 @@ func (h *history) unheard(devices map[id.UserID][]*device) (complaints []string)
 	}
 	for i := range h.asks {
 		a := &h.asks[i]
-		after := a.sent
-		switch a.outcome {
-		case fresh:
-		case promised:
-			if at, ok := h.firstServed(a); ok && at.After(after) {
-				after = at
-			}
-		default:
+		after, list, told := h.mustHear(a)
+		if !told {
 			continue
 		}
 		for _, d := range devices[a.user] {
-			if !slices.ContainsFunc(answers[heard{d, a.target}], func(s answer) bool { return s.decided.After(after) }) {
-				complaints = append(complaints, fmt.Sprintf("%s, was answered at %s (%.100s), and %s has not heard of it in any /sync after %s",
-					a, clock(a.ended), a.text, d, clock(after)))
+			if !slices.ContainsFunc(answers[heard{d, a.target}], func(s answer) bool {
+				return s.decided.After(after) && (s.lists == nil || s.lists[a.target] >= list)
+			}) {
+				complaints = append(complaints, fmt.Sprintf("%s, was answered at %s (%.100s), and %s has neither heard of it in a /sync after %s nor been given list %d by a /keys/query",
+					a, clock(a.ended), a.text, d, clock(after), list))
 			}
 		}
 	}
 	return complaints
+}
+
+// mustHear is after when the devices of who asked must hear of it, and which list they must get if they ask for the keys
+// before they do. told is false for an ask that was told nothing to that effect.
+func (h *history) mustHear(a *ask) (after time.Time, list int, told bool) {
+	switch a.outcome {
+	case fresh:
+		for _, f := range h.fetches[a.target] {
+			if f.ok && f.ended.Before(a.ended) {
+				list = f.list
+			}
+		}
+		return a.sent, list, true
+	case promised:
+		after = a.sent
+		if at, ok := h.firstServed(a); ok && at.After(after) {
+			after = at
+		}
+		paid, _ := h.success(a.target, a.sent)
+		return after, paid.list, true
+	}
+	return after, 0, false
 }
 
 // firstServed is when the list that paid the ask began to be served. A request that was made just before the ask, and

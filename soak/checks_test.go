@@ -25,6 +25,11 @@ func TestTheCheckFindsWhatIsWrong(t *testing.T) {
 	heard := func(d *device, decided int) answer {
 		return answer{device: d, decided: at(decided), received: at(decided + 5), changed: []id.UserID{target}}
 	}
+	queried := func(d *device, sent, list int) answer {
+		a := heard(d, sent)
+		a.lists = map[id.UserID]int{target: list}
+		return a
+	}
 	fetched := func(arrived int, ok bool, list int) fetch {
 		return fetch{target: target, by: "ax1", arrived: at(arrived), ended: at(arrived + 10), ok: ok, list: list}
 	}
@@ -50,8 +55,11 @@ func TestTheCheckFindsWhatIsWrong(t *testing.T) {
 		{"nothing", func(*history) {}, ""},
 		{"a debt that is never paid", func(h *history) { h.fetches[target] = h.fetches[target][:2] }, "never was with success"},
 		{"a debt whose only success came before", func(h *history) { h.fetches[target] = []fetch{fetched(-50, true, 1), fetched(10, false, 0)} }, "never was with success"},
-		{"a device that does not hear", func(h *history) { h.answers = h.answers[:1] }, "LAPTOP has not heard"},
-		{"one that heard only before", func(h *history) { h.answers[1] = heard(laptop, 90) }, "LAPTOP has not heard"},
+		{"a device that does not hear", func(h *history) { h.answers = h.answers[:1] }, "LAPTOP has neither heard"},
+		{"one that asked for the keys and got them", func(h *history) { h.answers[1] = queried(laptop, 120, 1) }, ""},
+		{"one that asked for the keys and got old ones", func(h *history) { h.answers[1] = queried(laptop, 120, 0) }, "LAPTOP has neither heard"},
+		{"one that asked for the keys too early", func(h *history) { h.answers[1] = queried(laptop, 90, 1) }, "LAPTOP has neither heard"},
+		{"one that heard only before", func(h *history) { h.answers[1] = heard(laptop, 90) }, "LAPTOP has neither heard"},
 		{"what a fetch brought that was begun just before the ask", func(h *history) {
 			h.fetches[target] = []fetch{fetched(-5, true, 1), fetched(100, true, 1)}
 			h.answers = []answer{heard(phone, 50), heard(laptop, 50)}
@@ -59,11 +67,11 @@ func TestTheCheckFindsWhatIsWrong(t *testing.T) {
 		{"another list than one heard", func(h *history) {
 			h.fetches[target] = []fetch{fetched(-5, true, 1), fetched(100, true, 2)}
 			h.answers = []answer{heard(phone, 50), heard(laptop, 50)}
-		}, "has not heard"},
+		}, "has neither heard"},
 		{"a 202 that nobody hears of", func(h *history) {
 			h.asks = append(h.asks, asked(190, 240, fresh))
 			h.fetches[target] = append(h.fetches[target], fetched(200, true, 1))
-		}, "has not heard"},
+		}, "has neither heard"},
 		{"a fetch of what is paid", func(h *history) { h.fetches[target] = append(h.fetches[target], fetched(300, true, 1)) }, "nobody asked for it"},
 		{"a fetch of what was asked for again while the first was on its way", func(h *history) {
 			h.asks = append(h.asks, asked(85, 90, promised))

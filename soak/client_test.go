@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -46,7 +47,6 @@ func (d *device) String() string { return fmt.Sprintf("%s on %s", d.user, d.id) 
 // run syncs until ctx ends. Now and then the client itself hangs up, or ends after it has got an answer and before it
 // has kept anything of it; but not twice in a row, since freshen counts three such answers under one token as heard.
 func (d *device) run(ctx context.Context) {
-	defer d.http.CloseIdleConnections()
 	since, spared := "", true
 	for ctx.Err() == nil {
 		began := time.Now()
@@ -126,16 +126,39 @@ func (d *device) query(ctx context.Context, users []id.UserID) {
 	body, _ := json.Marshal(map[string]any{"device_keys": asked}) // strings only
 	ctx, cancel := context.WithTimeout(ctx, answerWithin)
 	defer cancel()
-	status, answer, err := request(ctx, d.http, http.MethodPost, d.base+pathKeys, d.token, string(body))
+	status, answered, err := request(ctx, d.http, http.MethodPost, d.base+pathKeys, d.token, string(body))
 	switch {
-	case err == nil && status != http.StatusOK:
-		err = statusError(status, answer)
 	case errors.Is(err, context.Canceled):
 		return
+	case err == nil && status == http.StatusOK:
+		d.ledger.queried(d.keys(began, answered))
+		return
+	case err == nil:
+		err = statusError(status, answered)
 	}
-	if err != nil {
-		d.ledger.failed(failure{what: fmt.Sprintf("/keys/query of %s", d), via: d.via, began: began, err: err})
+	d.ledger.failed(failure{what: fmt.Sprintf("/keys/query of %s", d), via: d.via, began: began, err: err})
+}
+
+// keys reads which lists a /keys/query brought. The remote servers number them by the name of their one device.
+func (d *device) keys(sent time.Time, body []byte) answer {
+	var wire struct {
+		DeviceKeys map[id.UserID]map[string]json.RawMessage `json:"device_keys"`
 	}
+	if err := json.Unmarshal(body, &wire); err != nil {
+		d.ledger.complain("%s got a /keys/query that is no JSON: %v: %.200s", d, err, body)
+	}
+	a := answer{device: d, decided: sent, received: time.Now(), lists: map[id.UserID]int{}}
+	for target, devices := range wire.DeviceKeys {
+		for name := range devices {
+			number, err := strconv.Atoi(strings.TrimPrefix(name, "D"))
+			if err != nil {
+				d.ledger.complain("%s was told of a device of %s that does not exist: %s", d, target, name)
+			}
+			a.changed = append(a.changed, target)
+			a.lists[target] = number
+		}
+	}
+	return a
 }
 
 // asker asks for refreshes.
@@ -150,7 +173,6 @@ type asker struct {
 
 // run asks for random targets until ctx ends. Its last request is answered all the same.
 func (a *asker) run(ctx context.Context, random *rand.Rand, targets []id.UserID, every time.Duration) {
-	defer a.http.CloseIdleConnections()
 	for wait(ctx, time.Duration(random.Int64N(int64(2*every)))) {
 		a.refresh(ctx, targets[random.IntN(len(targets))])
 	}

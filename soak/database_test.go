@@ -21,6 +21,8 @@ import (
 type database interface {
 	// config is the value of the configuration's key.
 	config() string
+	// leases is for how long a fetch of a process that was killed may be in the way of others.
+	leases() time.Duration
 	// look reads it while no freshen has it open, and reports damage.
 	look(t *testing.T) holding
 }
@@ -50,6 +52,8 @@ type debt struct {
 type sqliteFile struct{ path string }
 
 func (s sqliteFile) config() string { return s.path }
+
+func (s sqliteFile) leases() time.Duration { return 0 }
 
 // look reads a copy: the next freshen must find the file as the last one left it, and repair it itself.
 func (s sqliteFile) look(t *testing.T) holding {

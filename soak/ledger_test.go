@@ -70,12 +70,15 @@ func (a *ask) String() string {
 	return fmt.Sprintf("%s asked for %s at %s", a.user, a.target, clock(a.sent))
 }
 
-// answer is one /sync that named somebody in device_lists.changed, and that the client had the time to work off.
+// answer is one /sync that named somebody in device_lists.changed, and that the client had the time to work off; or one
+// /keys/query, whose answer tells no less, so that freshen does not announce it again.
 type answer struct {
 	device *device
-	// decided is when the homeserver answered: what freshen merged in was chosen after that.
+	// decided is when the homeserver answered the /sync: what freshen merged in was chosen after that; or when the
+	// /keys/query was sent.
 	decided, received time.Time
 	changed           []id.UserID
+	lists             map[id.UserID]int // which list a /keys/query brought; nil for a /sync
 }
 
 // fetch is one request at a remote server. ended is zero while it is open.
@@ -153,6 +156,13 @@ func (l *ledger) polled(a answer, lost bool) {
 	case len(a.changed) > 0:
 		l.answers = append(l.answers, a)
 	}
+}
+
+// queried records a /keys/query that was answered.
+func (l *ledger) queried(a answer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.answers = append(l.answers, a)
 }
 
 // arrives records a request at a remote server, and returns those for the same target that are open.

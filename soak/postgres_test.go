@@ -36,6 +36,8 @@ func newPostgres(t *testing.T) *postgresServer {
 
 func (p *postgresServer) config() string { return p.url.String() }
 
+func (p *postgresServer) leases() time.Duration { return fetchTimeout + leaseAtLeast }
+
 // look waits until the server has noticed that the process is dead, and has ended what it was doing for it.
 func (p *postgresServer) look(t *testing.T) holding {
 	t.Helper()

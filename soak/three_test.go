@@ -108,9 +108,8 @@ func newThree(t *testing.T) *three {
 		i.start()
 		d := &device{
 			ledger: w.ledger, hs: w.hs, user: "@watcher:" + ours, id: id.DeviceID(fmt.Sprint("WATCH", n)), token: fmt.Sprint("watcher-", n),
-			via: i.name, base: i.URL(), http: newClient(),
+			via: i.name, base: i.URL(), http: newClient(t),
 		}
-		t.Cleanup(d.http.CloseIdleConnections)
 		w.hs.AddUser(d.token, d.user, d.id)
 		w.watchers = append(w.watchers, d)
 	}
@@ -303,7 +302,7 @@ func (w *three) settle(random *rand.Rand) {
 		for target, debt := range held.debts {
 			late := time.Until(debt.due)
 			if late > userWaits || (debt.leased && late > 0 && *kills < longFrom) {
-				w.payByHand(random, target)
+				w.payByHand(random, target, w.database.leases())
 			}
 		}
 	}

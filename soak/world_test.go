@@ -88,14 +88,14 @@ func newWorld(t *testing.T, places ...place) *world {
 		for k := range 1 + (n+1)%2 {
 			d := &device{
 				ledger: w.ledger, hs: w.hs, user: user, id: id.DeviceID(fmt.Sprintf("DEVICE%d", k)), token: fmt.Sprintf("token-%d-%d", n, k),
-				via: places[client%len(places)].via, base: places[client%len(places)].url, random: w.random(fmt.Sprint("device", n, k)), http: newClient(),
+				via: places[client%len(places)].via, base: places[client%len(places)].url, random: w.random(fmt.Sprint("device", n, k)), http: newClient(t),
 			}
 			w.hs.AddUser(d.token, d.user, d.id)
 			w.devices[user] = append(w.devices[user], d)
 			client++
 		}
 		first := w.devices[user][0]
-		w.askers = append(w.askers, &asker{ledger: w.ledger, user: user, token: first.token, via: first.via, base: first.base, http: newClient()})
+		w.askers = append(w.askers, &asker{ledger: w.ledger, user: user, token: first.token, via: first.via, base: first.base, http: newClient(t)})
 	}
 	// Each remote server's users share a room with three of ours, who hear of changes without asking.
 	for n, r := range w.remotes {
@@ -113,8 +113,11 @@ func newWorld(t *testing.T, places ...place) *world {
 	return w
 }
 
-func newClient() *http.Client {
-	return &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 10}}
+// newClient makes a client with connections of its own, which go with the test.
+func newClient(t *testing.T) *http.Client {
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 10}}
+	t.Cleanup(client.CloseIdleConnections)
+	return client
 }
 
 // random is the dice of one actor.
@@ -221,7 +224,9 @@ func summary(h *history) string {
 		}
 	}
 	for _, a := range h.answers {
-		named += len(a.changed)
+		if a.lists == nil {
+			named += len(a.changed)
+		}
 	}
 	var text strings.Builder
 	for _, how := range slices.Sorted(mapsKeys(ends)) {
