@@ -23,8 +23,8 @@ const (
 // check is what holds of a whole run, in the end. devices are those of each user.
 //
 //   - What an asker was told is retried, is paid: the target's server was asked successfully after the request.
-//   - Who was told so, and who was answered 202, hears of it in /sync on each device, in an answer that was put together
-//     after the request, and after the list was first served; or has been given that list by a /keys/query since.
+//   - Who was told so, and who was answered 202, hears of it in /sync on each device, after the request, and after the
+//     list was first served; or has been given that list by a /keys/query since.
 //   - Nothing is fetched again that is paid: after a success another request is made only if somebody is asking just
 //     then, or was told of a failure since, or if a process ended before the success was in its database.
 //   - No client's request breaks, nor is answered with an error of freshen's own, but by a disturbance.
@@ -90,10 +90,14 @@ func (h *history) unheard(devices map[id.UserID][]*device) (complaints []string)
 		}
 		for _, d := range devices[a.user] {
 			if !slices.ContainsFunc(answers[heard{d, a.target}], func(s answer) bool {
-				return s.decided.After(after) && (s.lists == nil || s.lists[a.target] >= list)
+				return s.received.After(after) && (s.lists == nil || s.lists[a.target] >= list)
 			}) {
-				complaints = append(complaints, fmt.Sprintf("%s, was answered at %s (%.100s), and %s has neither heard of it in a /sync after %s nor been given list %d by a /keys/query",
-					a, clock(a.ended), a.text, d, clock(after), list))
+				var last time.Time
+				for _, s := range answers[heard{d, a.target}] {
+					last = s.received
+				}
+				complaints = append(complaints, fmt.Sprintf("%s, was answered at %s (%.100s), and %s has neither heard of it in a /sync after %s nor been given list %d by a /keys/query; the last that it heard was at %s",
+					a, clock(a.ended), a.text, d, clock(after), list, clock(last)))
 			}
 		}
 	}
@@ -164,11 +168,11 @@ func (h *history) needless() (complaints []string) {
 }
 
 // earliest is when a request may have been begun at freshen, which is when it was settled what a success pays: it had to
-// wait for the one before, and has no more than its time to reach the server.
+// wait until the one before was answered, and has no more than its time to reach the server.
 func earliest(fetches []fetch, i int) time.Time {
 	began := fetches[i].arrived.Add(-fetchTimeout)
 	for _, before := range fetches[:i] {
-		if before.ended.After(began) && before.ended.Before(fetches[i].arrived) {
+		if before.answered && before.ended.After(began) && before.ended.Before(fetches[i].arrived) {
 			began = before.ended
 		}
 	}

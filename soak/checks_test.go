@@ -22,16 +22,16 @@ func TestTheCheckFindsWhatIsWrong(t *testing.T) {
 	at := func(ms int) time.Time { return begin.Add(time.Duration(ms) * time.Millisecond) }
 	phone, laptop := &device{user: alice, id: "PHONE"}, &device{user: alice, id: "LAPTOP"}
 	devices := map[id.UserID][]*device{alice: {phone, laptop}}
-	heard := func(d *device, decided int) answer {
-		return answer{device: d, decided: at(decided), received: at(decided + 5), changed: []id.UserID{target}}
+	heard := func(d *device, received int) answer {
+		return answer{device: d, received: at(received), changed: []id.UserID{target}}
 	}
-	queried := func(d *device, sent, list int) answer {
-		a := heard(d, sent)
+	queried := func(d *device, received, list int) answer {
+		a := heard(d, received)
 		a.lists = map[id.UserID]int{target: list}
 		return a
 	}
 	fetched := func(arrived int, ok bool, list int) fetch {
-		return fetch{target: target, by: "ax1", arrived: at(arrived), ended: at(arrived + 10), ok: ok, list: list}
+		return fetch{target: target, by: "ax1", arrived: at(arrived), ended: at(arrived + 10), answered: true, ok: ok, list: list}
 	}
 	asked := func(sent, ended int, what outcome) ask {
 		return ask{user: alice, target: target, via: "a", sent: at(sent), ended: at(ended), outcome: what}
@@ -77,6 +77,15 @@ func TestTheCheckFindsWhatIsWrong(t *testing.T) {
 			h.asks = append(h.asks, asked(85, 90, promised))
 			h.fetches[target] = append(h.fetches[target], fetched(300, true, 1))
 		}, ""},
+		{"the same, where the fetch before was cut off, and may have been sent once more", func(h *history) {
+			h.asks = append(h.asks, asked(45, 50, promised))
+			h.fetches[target][1].answered = false
+			h.fetches[target] = append(h.fetches[target], fetched(300, true, 1))
+		}, ""},
+		{"the same, where it was answered", func(h *history) {
+			h.asks = append(h.asks, asked(45, 50, promised))
+			h.fetches[target] = append(h.fetches[target], fetched(300, true, 1))
+		}, "nobody asked for it"},
 		{"the same, failing", func(h *history) { h.fetches[target] = append(h.fetches[target], fetched(300, false, 0)) }, "nobody asked for it"},
 		{"the same after a crash that came before the commit", func(h *history) {
 			h.disturbances = []disturbance{kill(115, 118, map[id.UserID]debt{target: {gen: 1}})}

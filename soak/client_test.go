@@ -108,12 +108,11 @@ func (d *device) poll(ctx context.Context, since string, waits time.Duration) (a
 		d.ledger.complain("%s got a /sync that is no JSON: %v: %.200s", d, err, body)
 		return a, "", err
 	}
-	decided, ok := d.hs.decided(wire.Number)
-	if !ok || wire.NextBatch == "" {
+	if !d.hs.gave(wire.Number) || wire.NextBatch == "" {
 		d.ledger.complain("%s got a /sync that is not the homeserver's: %.200s", d, body)
 	}
 	changed := slices.DeleteFunc(wire.DeviceLists.Changed, func(u id.UserID) bool { return u == stranger })
-	return answer{device: d, decided: decided, received: time.Now(), changed: changed}, wire.NextBatch, nil
+	return answer{device: d, received: time.Now(), changed: changed}, wire.NextBatch, nil
 }
 
 // query asks for the keys of whom it heard, as an encrypting client does. That acknowledges as well.
@@ -131,7 +130,7 @@ func (d *device) query(ctx context.Context, users []id.UserID) {
 	case errors.Is(err, context.Canceled):
 		return
 	case err == nil && status == http.StatusOK:
-		d.ledger.queried(d.keys(began, answered))
+		d.ledger.queried(d.keys(answered))
 		return
 	case err == nil:
 		err = statusError(status, answered)
@@ -140,14 +139,14 @@ func (d *device) query(ctx context.Context, users []id.UserID) {
 }
 
 // keys reads which lists a /keys/query brought. The remote servers number them by the name of their one device.
-func (d *device) keys(sent time.Time, body []byte) answer {
+func (d *device) keys(body []byte) answer {
 	var wire struct {
 		DeviceKeys map[id.UserID]map[string]json.RawMessage `json:"device_keys"`
 	}
 	if err := json.Unmarshal(body, &wire); err != nil {
 		d.ledger.complain("%s got a /keys/query that is no JSON: %v: %.200s", d, err, body)
 	}
-	a := answer{device: d, decided: sent, received: time.Now(), lists: map[id.UserID]int{}}
+	a := answer{device: d, received: time.Now(), lists: map[id.UserID]int{}}
 	for target, devices := range wire.DeviceKeys {
 		for name := range devices {
 			number, err := strconv.Atoi(strings.TrimPrefix(name, "D"))

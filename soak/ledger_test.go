@@ -74,11 +74,10 @@ func (a *ask) String() string {
 // /keys/query, whose answer tells no less, so that freshen does not announce it again.
 type answer struct {
 	device *device
-	// decided is when the homeserver answered the /sync: what freshen merged in was chosen after that; or when the
-	// /keys/query was sent.
-	decided, received time.Time
-	changed           []id.UserID
-	lists             map[id.UserID]int // which list a /keys/query brought; nil for a /sync
+	// received is when its last byte had come. When it was put together is not known: freshen adds at the last moment.
+	received time.Time
+	changed  []id.UserID
+	lists    map[id.UserID]int // which list a /keys/query brought; nil for a /sync
 }
 
 // fetch is one request at a remote server. ended is zero while it is open.
@@ -86,9 +85,11 @@ type fetch struct {
 	target         id.UserID
 	by             string // which life of which instance
 	arrived, ended time.Time
-	ok             bool
-	list           int // which list of the target was served
-	done           chan struct{}
+	// answered: with a list or an error. Where it was not, the same may have been sent once more by HTTP itself.
+	answered bool
+	ok       bool // with a list
+	list     int  // which list of the target was served
+	done     chan struct{}
 }
 
 // disturbance is a time in which connections may break: from before a signal was sent until freshen was ready again.
@@ -180,10 +181,10 @@ func (l *ledger) arrives(target id.UserID, by string) (f *fetch, others []*fetch
 	return f, others
 }
 
-func (l *ledger) ends(f *fetch, ok bool, list int) {
+func (l *ledger) ends(f *fetch, answered, ok bool, list int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	f.ended, f.ok, f.list = time.Now(), ok, list
+	f.ended, f.answered, f.ok, f.list = time.Now(), answered, ok, list
 	close(f.done)
 }
 

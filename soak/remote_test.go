@@ -120,8 +120,8 @@ func (r *remote) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		r.ledger.complain("%s was asked for %s by somebody who is not freshen: %+v", r.name, target, auth)
 	}
 	f, others := r.ledger.arrives(id.UserID(target), life)
-	ok, list := false, 0
-	defer func() { r.ledger.ends(f, ok, list) }()
+	answered, ok, list := false, false, 0
+	defer func() { r.ledger.ends(f, answered, ok, list) }()
 	r.together(f, others)
 
 	m, changed, delay := r.temper()
@@ -143,12 +143,14 @@ func (r *remote) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_, err := w.Write(body)
 		ok = err == nil && req.Context().Err() == nil
+		answered = ok
 	case breaksOff:
 		w.Header().Set("Content-Length", "1000")
 		_, _ = io.WriteString(w, `{"user_id":`)
 		panic(http.ErrAbortHandler)
 	default:
 		r.fail(w, m)
+		answered = true
 	}
 }
 
