@@ -9,6 +9,8 @@ FUZZTIME  ?= 30s
 BENCHTIME ?= 1s
 BENCH     ?= .
 PARTS     ?=
+KILLS     ?= 200
+SEED      ?= 0
 # For one package's tests; the homeservers of some take their time on a small machine.
 TIMEOUT   ?= 20m
 
@@ -19,7 +21,7 @@ SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench microbench fuzz go compiler servers dendrite clean
+.PHONY: help build demo test soak lint bench microbench fuzz go compiler servers dendrite clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +37,9 @@ demo: go ## Watch freshen between two real homeservers (KEEP=1 leaves them runni
 
 test: go compiler servers dendrite ## Run all tests, with the race detector and real homeservers
 	$(GO) test -race -tags $(TAGS) -timeout $(TIMEOUT) ./...
+
+soak: go compiler servers ## Kill freshen KILLS=200 times under load, on SQLite and on Postgres, and upset three instances (SEED= of a run that failed)
+	CI=$${CI:-true} $(GO) test -race -tags $(TAGS) -count=1 -timeout 3h -v -run 'TestCrash|TestThreeInstances' ./soak -kills $(KILLS) -seed $(SEED)
 
 lint: go ## Look for mistakes: gofmt, go vet, golangci-lint
 	@unformatted=$$(gofmt -l .); \

@@ -143,6 +143,9 @@ func (e *Engine) tryFly(f *flight) error {
 		e.land(f, func() { f.how, f.err = "refused", limited(f.destination, begun.Wait) })
 		return nil
 	}
+	if err == nil && begun.Gen == 0 && e.sealIfForADebt(f) {
+		return e.paidBefore(ctx, f)
+	}
 	var list *freshen.DeviceList
 	if err == nil && begun.Past == nil {
 		list, err = e.ask(ctx, f, begun.Destination)
@@ -210,6 +213,29 @@ func (e *Engine) sealIfNobody(f *flight) bool {
 	defer e.mu.Unlock()
 	f.sealed = len(f.requesters) == 0 && f.lease == ""
 	return f.sealed
+}
+
+// sealIfForADebt closes the flight if it is a retry alone, for which nobody waits.
+func (e *Engine) sealIfForADebt(f *flight) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(f.requesters) > 0 || f.lease == "" {
+		return false
+	}
+	f.sealed = true
+	return true
+}
+
+// paidBefore ends a retry whose debt was paid between its claim and now, by a request that was under way.
+func (e *Engine) paidBefore(ctx context.Context, f *flight) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	if err := e.store.Abandon(ctx, f.target, f.token); err != nil {
+		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
+		return nil
+	}
+	e.land(f, func() { f.how, f.recorded = "paid before", true })
+	return nil
 }
 
 // landBehind tells those aboard what another instance's fetch brought a moment ago.

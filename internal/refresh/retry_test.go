@@ -337,3 +337,27 @@ func TestTheClockIsSetBackAndNobodyAsks(t *testing.T) {
 		}
 	})
 }
+
+// A person's request may pay a debt between its claim and its retry: the server is not asked for the same once more.
+func TestADebtThatWasJustPaidIsNotFetchedAgain(t *testing.T) {
+	within(t, nil, func(t *testing.T, b *bed) {
+		b.does(down)
+		b.owe(1)
+		time.Sleep(time.Minute)
+		claimed, err := b.store.Claim(t.Context(), time.Now(), time.Minute, "claim", 1)
+		if err != nil || len(claimed) != 1 {
+			t.Fatalf("claimed %v, %v", claimed, err)
+		}
+		b.does(func(context.Context, id.UserID) error { return nil })
+		if err := b.refresh("@a:a.example", user(0)); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.engine.Pay(t.Context(), claimed[0]); err != nil {
+			t.Error(err)
+		}
+		if got := len(b.fetched()); got != 2 || b.debts() != 0 {
+			t.Errorf("%d fetches and %d debts, want the failure and the success, and nothing owed", got, b.debts())
+		}
+		b.ended(map[retry.Ending]int64{retry.Paid: 1})
+	})
+}
