@@ -27,6 +27,7 @@ var sections = []section{
 	{"splice", splicing},
 	{"wake", wakes},
 	{"refresh", refreshes},
+	{"queue", queue},
 }
 
 // bench is one run.
