@@ -115,6 +115,32 @@ func (a *Announcer) Shares(ctx context.Context, who id.UserID, cred homeserver.C
 	return a.rooms.Shares(ctx, who, cred, target)
 }
 
+// Sharing asks which of the users share a room with target, with the credentials of a poll that each has in flight. Who
+// has none, and about whom the homeserver does not answer in time, is in neither.
+func (a *Announcer) Sharing(ctx context.Context, users []id.UserID, target id.UserID) (yes, no []id.UserID) {
+	polling := map[id.UserID]homeserver.Credentials{}
+	for _, d := range a.all() {
+		if !slices.Contains(users, d.who.UserID) {
+			continue
+		}
+		d.mu.Lock()
+		if p := d.newest(); p != nil {
+			polling[d.who.UserID] = p.cred
+		}
+		d.mu.Unlock()
+	}
+	for user, cred := range polling {
+		switch shares, err := a.rooms.Shares(ctx, user, cred, target); {
+		case err != nil:
+		case shares:
+			yes = append(yes, user)
+		default:
+			no = append(no, user)
+		}
+	}
+	return yes, no
+}
+
 // Head is the position of the newest announcement.
 func (a *Announcer) Head() int64 { return a.stream.position() }
 

@@ -74,7 +74,7 @@ func Open(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *App, er
 		return nil, err
 	}
 	// Not before the ports are ours: another freshen that has them may have this database as well.
-	if err := a.settle(ctx, cfg); err != nil {
+	if err := a.settle(ctx); err != nil {
 		return nil, err
 	}
 	return a, nil
@@ -116,6 +116,7 @@ func (a *App) openEngine(ctx context.Context, cfg *config.Config) (err error) {
 		a.lists.Put(c.Kept)
 		a.announcer.Announced(c.Announced)
 	})
+	policy := retry.Policy{First: cfg.Retry.First, Most: cfg.Retry.Most, GiveUpAfter: cfg.Retry.GiveUpAfter}
 	a.engine = refresh.New(refresh.Config{
 		ServerName:      cfg.Homeserver.Name,
 		Timeout:         cfg.Federation.Timeout,
@@ -124,11 +125,13 @@ func (a *App) openEngine(ctx context.Context, cfg *config.Config) (err error) {
 		PerUser:         limit.Rate(cfg.Limits.PerUser),
 		SharedRoomsOnly: cfg.Limits.SharedRoomsOnly,
 		ServerAllowed:   cfg.Federation.ServerAllowed,
-		Retry:           retry.Policy{First: cfg.Retry.First, Most: cfg.Retry.Most, GiveUpAfter: cfg.Retry.GiveUpAfter},
+		Retry:           policy,
 		Fetching:        a.lists.Fetching,
 		Owed:            func() { a.worker.Poke() },
 	}, a.store, a.federation, a.announcer, a.log)
-	a.worker = retry.NewWorker(a.store, a.engine.Pay, a.log, time.Now)
+	a.worker = retry.NewWorker(a.store, retry.Config{
+		Pay: a.engine.Pay, Lease: a.engine.LongestPay(), Policy: policy, Log: a.log, Now: time.Now,
+	})
 	a.proxy = overlay.New(overlay.Config{
 		Homeserver: cfg.Homeserver.URL,
 		Who:        a.hs,
@@ -152,23 +155,12 @@ func (a *App) openEngine(ctx context.Context, cfg *config.Config) (err error) {
 
 // settle brings what is owed in line with this start: claims of the process before are void, and destinations that the
 // configuration denies by now are owed nothing.
-func (a *App) settle(ctx context.Context, cfg *config.Config) error {
+func (a *App) settle(ctx context.Context) error {
 	if err := a.store.ReleaseClaims(ctx, time.Now()); err != nil {
 		return err
 	}
-	names, err := a.store.OwedDestinations(ctx)
-	if err != nil {
+	if err := a.engine.DropDenied(ctx); err != nil {
 		return fmt.Errorf("database: what is owed cannot be read: %w", err)
-	}
-	for _, name := range names {
-		if cfg.Federation.ServerAllowed(name) {
-			continue
-		}
-		dropped, err := a.store.DropDestination(ctx, name)
-		if err != nil {
-			return err
-		}
-		a.log.Info("dropped what was owed to a destination that the configuration denies", "destination", name, "debts", dropped)
 	}
 	return nil
 }

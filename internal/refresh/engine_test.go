@@ -34,6 +34,7 @@ type bed struct {
 	engine *refresh.Engine
 	worker *retry.Worker
 	stop   func()
+	policy retry.Policy
 	*script
 }
 
@@ -45,6 +46,8 @@ type script struct {
 	running int
 	most    int
 	explore []id.UserID
+	// shares answers for those who are online; who is not in it is not.
+	shares map[id.UserID]bool
 	// answer is what the destination does; nil for an empty list.
 	answer func(ctx context.Context, target id.UserID) error
 }
@@ -91,6 +94,21 @@ func (s *script) Explore(who id.UserID, _ homeserver.Credentials, _ id.UserID) {
 	s.explore = append(s.explore, who)
 }
 
+func (s *script) Sharing(_ context.Context, users []id.UserID, _ id.UserID) (yes, no []id.UserID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, user := range users {
+		switch shares, online := s.shares[user]; {
+		case !online:
+		case shares:
+			yes = append(yes, user)
+		default:
+			no = append(no, user)
+		}
+	}
+	return yes, no
+}
+
 func down(_ context.Context, target id.UserID) error {
 	return &freshen.Failure{Destination: freshen.Destination(target), Reason: freshen.ReasonConnect, Sentence: "It is down."}
 }
@@ -105,6 +123,9 @@ func unknown(_ context.Context, target id.UserID) error {
 type settings struct {
 	refresh.Config
 	perDestination limit.Rate
+	// pay sees the debts that are tried, and workerNow the worker's looks at the clock; may be nil.
+	pay       func(store.Debt)
+	workerNow func()
 }
 
 // within runs test in a bubble.
@@ -119,19 +140,35 @@ func within(t *testing.T, edit func(*settings), test func(t *testing.T, b *bed))
 			ServerAllowed: func(string) bool { return true },
 			Retry:         retry.Policy{First: 30 * time.Second, Most: 6 * time.Hour, GiveUpAfter: 24 * time.Hour},
 			Random:        func() float64 { return 0.5 },
+			Now:           time.Now,
 			Owed:          func() { b.worker.Poke() },
 		}}
 		if edit != nil {
 			edit(&cfg)
 		}
 		log := slog.New(slog.DiscardHandler)
+		b.policy = cfg.Retry
 		s, err := store.Open(t.Context(), store.Config{Path: path, PerDestination: cfg.perDestination, Log: log})
 		if err != nil {
 			t.Fatal(err)
 		}
 		b.store = s
 		b.engine = refresh.New(cfg.Config, s, b.script, b.script, log)
-		b.worker = retry.NewWorker(s, b.engine.Pay, log, time.Now)
+		b.worker = retry.NewWorker(s, retry.Config{
+			Pay: func(ctx context.Context, debt store.Debt) error {
+				if cfg.pay != nil {
+					cfg.pay(debt)
+				}
+				return b.engine.Pay(ctx, debt)
+			},
+			Lease: b.engine.LongestPay(), Policy: cfg.Retry, Log: log,
+			Now: func() time.Time {
+				if cfg.workerNow != nil {
+					cfg.workerNow()
+				}
+				return cfg.Now()
+			},
+		})
 		b.stop = sync.OnceFunc(b.engine.Close)
 		test(t, b)
 		b.stop()
@@ -342,7 +379,10 @@ func TestAskedAgainDuringAFetchIsNotSwallowed(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- b.refresh("@a:a.example", bob) }()
 		synctest.Wait()
-		if _, err := b.store.AskAgain(t.Context(), bob, []id.UserID{"@c:a.example"}, time.Now()); err != nil {
+		if _, err := b.store.AskAgain(t.Context(), bob, []id.UserID{"@c:a.example"}, time.Now(), func(debt store.Debt) store.Debt {
+			debt.Gen++
+			return debt
+		}); err != nil {
 			t.Fatal(err)
 		}
 		close(release)
@@ -460,6 +500,10 @@ func TestAgainOwesNobody(t *testing.T) {
 		}
 		b.does(nil)
 		time.Sleep(10 * time.Second)
+		if b.engine.Again(t.Context(), bob) || b.engine.Again(t.Context(), eve) || len(b.fetched()) != 1 {
+			t.Error("a destination that is backing off was asked, and nobody had asked for it")
+		}
+		time.Sleep(20 * time.Second)
 		if !b.engine.Again(t.Context(), bob) {
 			t.Error("the list was not fetched")
 		}

@@ -13,6 +13,7 @@ import (
 
 	"freshen"
 	"freshen/internal/homeserver"
+	"freshen/internal/retry"
 	"freshen/internal/store"
 )
 
@@ -38,6 +39,14 @@ type flight struct {
 func (f *flight) has(user id.UserID) bool {
 	_, ok := f.requesters[user]
 	return ok
+}
+
+// owes says whether the debt is one that stood before, and that the flight has a say in.
+func (f *flight) owes(debt store.Debt) bool {
+	if len(f.requesters) > 0 {
+		return debt.Gen > 1
+	}
+	return debt.Gen > 0 && debt.Lease == f.lease
 }
 
 func (f *flight) answer() error {
@@ -96,7 +105,9 @@ func (e *Engine) fly(f *flight) {
 			return
 		}
 	}
-	e.land(f, func() { f.how, f.err = "failed", store.Away(store.ErrSuperseded) })
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(e.ctx), commitTimeout)
+	defer cancel()
+	e.owe(ctx, f, "superseded", fmt.Sprintf("The answer of %s came too late several times to be recorded.", f.destination))
 }
 
 // tryFly lands the flight unless it returns [store.ErrSuperseded].
@@ -104,6 +115,16 @@ func (e *Engine) tryFly(f *flight) error {
 	ctx, cancel := context.WithTimeout(e.ctx, e.cfg.Timeout)
 	defer cancel()
 	begun, err := e.begin(ctx, f)
+	if err == nil && begun.Busy {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+		defer cancel()
+		sentence := fmt.Sprintf("%s is being asked already, and has not answered that request in time.", f.destination)
+		if e.ctx.Err() != nil {
+			sentence = stopped(f)
+		}
+		e.owe(ctx, f, "busy", sentence)
+		return nil
+	}
 	if err == nil && begun.Wait > 0 {
 		e.land(f, func() { f.how, f.err = "refused", limited(f.destination, begun.Wait) })
 		return nil
@@ -133,32 +154,49 @@ func (e *Engine) tryFly(f *flight) error {
 	return e.fail(ctx, f, err)
 }
 
-// begin waits until no other instance is at the same, and takes a place in the destination's rate. The error is a
-// *[freshen.Error] where the database is away and a *[freshen.Failure] where the time is up.
+// begin takes a place in the destination's rate, and waits until no other instance is at the same; Busy if the time is
+// up before. The error is a *[freshen.Error]: the database is away.
 func (e *Engine) begin(ctx context.Context, f *flight) (store.Begun, error) {
+	again := f.token != ""
 	f.token = rand.Text()
 	for {
 		e.mu.Lock()
-		claimed := f.lease != ""
+		// What another instance has brought meanwhile answers a retry, too.
+		claimed := f.lease != "" && !again
+		nobody := len(f.requesters) == 0 && f.lease == ""
 		e.mu.Unlock()
-		begun, err := e.store.Begin(ctx, store.Fetch{
-			Target: f.target, Token: f.token, Now: e.cfg.Now(), Lease: e.cfg.Timeout + commitTimeout, Claimed: claimed,
+		begun, err := e.tryBegin(ctx, store.Fetch{
+			Target: f.target, Token: f.token, Now: e.cfg.Now(), Lease: e.cfg.Timeout + commitTimeout, Claimed: claimed, Spare: nobody,
 		})
-		if err != nil {
+		switch {
+		case err != nil:
 			return begun, store.Away(err)
-		}
-		if !begun.Busy {
+		case begun.Wait > 0 && nobody && !e.sealIfNobody(f):
+			continue // somebody has come aboard: for them there may be a place
+		case !begun.Busy:
 			return begun, nil
 		}
 		select {
 		case <-time.After(busyEvery):
 		case <-ctx.Done():
-			return begun, &freshen.Failure{
-				Destination: f.destination, Reason: freshen.ReasonTimeout, Err: ctx.Err(),
-				Sentence: fmt.Sprintf("%s is being asked already, and has not answered that request in time.", f.destination),
-			}
+			return begun, nil
 		}
 	}
+}
+
+// tryBegin has a time of its own, so that one that is up is not taken for a database that is away.
+func (e *Engine) tryBegin(ctx context.Context, f store.Fetch) (store.Begun, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	return e.store.Begin(ctx, f)
+}
+
+// sealIfNobody closes the flight unless somebody has come aboard.
+func (e *Engine) sealIfNobody(f *flight) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	f.sealed = len(f.requesters) == 0 && f.lease == ""
+	return f.sealed
 }
 
 // landBehind tells those aboard what another instance's fetch brought a moment ago.
@@ -173,7 +211,7 @@ func (e *Engine) landBehind(ctx context.Context, f *flight, past store.Past) err
 	case past.Failure == nil:
 		err = e.store.AnnounceTo(ctx, f.target, asking, now)
 	case past.Failure.Blames() != freshen.BlameNobody:
-		next, err = e.store.AskAgain(ctx, f.target, asking, now)
+		next, err = e.askAgain(ctx, f.target, asking, past.Failure, now)
 	}
 	if err != nil {
 		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
@@ -216,6 +254,7 @@ func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceLis
 		e.log.Info("a destination answers again", "destination", f.destination)
 	}
 	if kept.Paid {
+		e.ended.count(retry.Paid, 1)
 		e.log.Info("paid a debt", "target", f.target, "devices", len(list.Devices), "changed", kept.Changed)
 	}
 	e.recent.put(f.target, outcome{at: now})
@@ -255,20 +294,23 @@ func (e *Engine) fail(ctx context.Context, f *flight, err error) error {
 		}
 	}
 	if e.ctx.Err() != nil {
-		e.interrupted(ctx, f)
+		e.owe(ctx, f, "interrupted", stopped(f))
 		return nil
 	}
 	now := e.cfg.Now()
 	var before, after store.Destination
-	var owed bool
+	var ended retry.Ending
 	next, err := e.store.RecordFailure(ctx, store.Failed{
 		Target: f.target, Destination: f.destination, At: now,
 		Requesters: slices.Sorted(maps.Keys(f.requesters)), Lease: f.lease, Token: f.token, Failure: failure,
 	}, func(dest store.Destination, debt store.Debt) (store.Destination, store.Debt, bool) {
 		before = dest
-		dest, debt, owed = e.cfg.Retry.Failure(dest, debt, failure, now, e.cfg.Random())
-		after = dest
-		return dest, debt, owed
+		after, debt, ended = e.cfg.Retry.Failure(dest, debt, failure, now, e.cfg.Random())
+		owed := ended == retry.Owed
+		if !f.owes(debt) {
+			ended = retry.Owed
+		}
+		return after, debt, owed
 	})
 	if errors.Is(err, store.ErrSuperseded) {
 		return err
@@ -277,8 +319,9 @@ func (e *Engine) fail(ctx context.Context, f *flight, err error) error {
 		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
 		return nil
 	}
-	if !owed && f.lease != "" {
-		e.log.Warn("gave up a debt", "target", f.target, "reason", failure.Reason)
+	if ended != retry.Owed {
+		e.ended.count(ended, 1)
+		e.log.Warn("a debt ends unpaid", "target", f.target, "ending", ended, "reason", failure.Reason)
 	}
 	if before.Failures > 0 && after.Failures == 0 {
 		e.log.Info("a destination answers again", "destination", f.destination)
@@ -289,15 +332,25 @@ func (e *Engine) fail(ctx context.Context, f *flight, err error) error {
 	}
 	e.recent.put(f.target, outcome{at: now, failure: failure})
 	e.land(f, func() { f.how, f.failure, f.next, f.told, f.recorded = "failed", failure, next, now, true })
+	if after.Failures > before.Failures {
+		e.giveUp(ctx, f.destination, now)
+	}
 	return nil
 }
 
-// interrupted records what was asked for and not fetched because we are shutting down. It counts against nobody.
-func (e *Engine) interrupted(ctx context.Context, f *flight) {
+func stopped(f *flight) string {
+	return fmt.Sprintf("freshen was stopped before %s answered.", f.destination)
+}
+
+// owe ends a flight that has no outcome of its own. What was asked for is owed, and it counts against nobody.
+func (e *Engine) owe(ctx context.Context, f *flight, how, sentence string) {
+	e.mu.Lock()
+	f.sealed = true
+	e.mu.Unlock()
 	now := e.cfg.Now()
 	next, err := now, e.store.Abandon(ctx, f.target, f.token)
 	if len(f.requesters) > 0 {
-		asked, askErr := e.store.AskAgain(ctx, f.target, slices.Sorted(maps.Keys(f.requesters)), now)
+		asked, askErr := e.askAgain(ctx, f.target, slices.Sorted(maps.Keys(f.requesters)), nil, now)
 		next, err = asked, errors.Join(err, askErr)
 	}
 	if f.lease != "" {
@@ -308,11 +361,8 @@ func (e *Engine) interrupted(ctx context.Context, f *flight) {
 		return
 	}
 	e.land(f, func() {
-		f.how, f.next, f.told, f.recorded = "interrupted", next, now, true
-		f.failure = &freshen.Failure{
-			Destination: f.destination, Reason: freshen.ReasonTimeout,
-			Sentence: fmt.Sprintf("freshen was stopped before %s answered.", f.destination),
-		}
+		f.how, f.next, f.told, f.recorded = how, next, now, true
+		f.failure = &freshen.Failure{Destination: f.destination, Reason: freshen.ReasonTimeout, Sentence: sentence}
 	})
 }
 
@@ -325,64 +375,4 @@ func (e *Engine) land(f *flight, outcome func()) {
 	delete(e.flights, f.target)
 	close(f.done)
 	e.cfg.Owed()
-}
-
-// maxFetches is how often a flight is begun anew because another instance was faster.
-const maxFetches = 3
-
-// probe lets one request at a time through to a destination that is backing off.
-type probe struct {
-	turn    chan struct{}
-	waiting int
-	failure *freshen.Failure
-	failed  time.Time
-}
-
-// ask fetches the list. Requests to a destination that is backing off go one after the other; those that waited while
-// one failed share its failure instead of trying the same again.
-func (e *Engine) ask(ctx context.Context, f *flight, dest store.Destination) (*freshen.DeviceList, error) {
-	if dest.Failures == 0 {
-		return e.fetch.FetchDeviceList(ctx, f.target)
-	}
-	began := e.cfg.Now()
-	p := e.queue(f.destination)
-	defer e.leave(f.destination, p)
-	select {
-	case p.turn <- struct{}{}:
-		defer func() { <-p.turn }()
-	case <-ctx.Done():
-		return nil, &freshen.Failure{
-			Destination: f.destination, Reason: freshen.ReasonTimeout, Err: ctx.Err(),
-			Sentence: fmt.Sprintf("%s has been failing and did not answer an earlier request in time.", f.destination),
-		}
-	}
-	if p.failure != nil && !p.failed.Before(began) {
-		return nil, p.failure
-	}
-	list, err := e.fetch.FetchDeviceList(ctx, f.target)
-	var failure *freshen.Failure
-	if errors.As(err, &failure) && failure.Blames() == freshen.BlameDestination {
-		p.failure, p.failed = failure, e.cfg.Now()
-	}
-	return list, err
-}
-
-func (e *Engine) queue(destination string) *probe {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	p := e.probes[destination]
-	if p == nil {
-		p = &probe{turn: make(chan struct{}, 1)}
-		e.probes[destination] = p
-	}
-	p.waiting++
-	return p
-}
-
-func (e *Engine) leave(destination string, p *probe) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if p.waiting--; p.waiting == 0 {
-		delete(e.probes, destination)
-	}
 }

@@ -107,9 +107,10 @@ func (s *Store) RecordFailure(ctx context.Context, f Failed, verdict Verdict) (n
 	return nextTry, err
 }
 
-// AskAgain records that requesters asked for a target that failed a moment ago and is owed already: nothing was fetched,
-// but they too will hear of the success, and the debt's time to live starts anew.
-func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.UserID, at time.Time) (nextTry time.Time, err error) {
+// AskAgain records that requesters asked for a target of which nothing was fetched just now, mostly because it failed a
+// moment ago: they too will hear of the success. asked says how the debt, whose Gen is 0 if there was none, changes by
+// that; it is pure and may run more than once.
+func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.UserID, at time.Time, asked func(Debt) Debt) (nextTry time.Time, err error) {
 	err = s.update(ctx, func(ctx context.Context, t *tx) error {
 		name := freshen.Destination(target)
 		debt, found, err := t.debt(ctx, target)
@@ -119,12 +120,15 @@ func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.
 		if !found {
 			debt = Debt{Target: target, Destination: name, DueAt: at}
 		}
-		debt.Gen, debt.AskedAt = debt.Gen+1, at
+		debt = asked(debt)
 		dest, err := t.destination(ctx, name)
 		if err != nil {
 			return err
 		}
 		nextTry = later(dest.RetryAt, debt.DueAt)
+		if debt.Lease != "" { // it is being tried, or the claim has ended: DueAt is the lease's end
+			nextTry = later(dest.RetryAt, at)
+		}
 		if err := errors.Join(
 			t.putDestination(ctx, dest),
 			t.putDebt(ctx, debt),
@@ -149,8 +153,8 @@ func (s *Store) Backoff(ctx context.Context, name string) (Destination, error) {
 }
 
 // Claim takes at most limit debts that are due, so that nobody else tries them before now+lease: of each destination
-// as many as its rate allows, at most four at once, and one while it is backing off. A claim ends with RecordFailure,
-// Keep, Postpone or by time.
+// as many as its rate allows, half of the burst left to people, at most four at once, and one while it is backing off. A
+// claim ends with RecordFailure, Keep, Postpone, DropDebt or by time.
 func (s *Store) Claim(ctx context.Context, now time.Time, lease time.Duration, token string, limit int) (claimed []Debt, err error) {
 	err = s.update(ctx, func(ctx context.Context, t *tx) error {
 		claimed = nil
@@ -195,7 +199,7 @@ func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time
 	}
 	var wait time.Duration
 	for _, debt := range debts {
-		if wait = s.rates.Take(name, now); wait > 0 {
+		if wait = s.rates.TakeSpare(name, now); wait > 0 {
 			break
 		}
 		debt.Lease, debt.DueAt = token, until
@@ -207,7 +211,8 @@ func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time
 	if err := t.schedule(ctx, name, now); err != nil || wait == 0 {
 		return claimed, err
 	}
-	_, err = t.exec(ctx, `UPDATE destinations SET due_at = $1 WHERE name = $2 AND due_at < $1`, millis(now.Add(wait)), name)
+	_, err = t.exec(ctx, `UPDATE destinations SET due_at = $1 WHERE name = $2 AND due_at < $1`,
+		millis(now.Add(wait+time.Millisecond-1)), name) // not a moment before, or the worker would come for nothing
 	return claimed, err
 }
 

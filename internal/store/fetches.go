@@ -26,6 +26,8 @@ type Fetch struct {
 	// Claimed says that this is a retry, for which [Store.Claim] has taken a place in the destination's rate. It is made
 	// whatever came of a fetch just before.
 	Claimed bool
+	// Spare says that nobody waits for it: it leaves half of the rate's burst to those who do.
+	Spare bool
 }
 
 // Begun says how a fetch begins, or, if Wait, Busy or Past is set, that it does not.
@@ -54,7 +56,11 @@ type Past struct {
 func (s *Store) Begin(ctx context.Context, f Fetch) (Begun, error) {
 	name := freshen.Destination(f.Target)
 	if !f.Claimed {
-		if wait := s.rates.Take(name, f.Now); wait > 0 {
+		take := s.rates.Take
+		if f.Spare {
+			take = s.rates.TakeSpare
+		}
+		if wait := take(name, f.Now); wait > 0 {
 			return Begun{Wait: wait}, nil
 		}
 	}

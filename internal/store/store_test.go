@@ -68,6 +68,12 @@ func owe(t *testing.T, s *store.Store, target, requester id.UserID, at time.Time
 	return next
 }
 
+// again is how a debt that is owed already is asked for again.
+func again(debt store.Debt) store.Debt {
+	debt.Gen++
+	return debt
+}
+
 func claim(t *testing.T, s *store.Store, at time.Time, limit int) []id.UserID {
 	t.Helper()
 	var targets []id.UserID
@@ -166,7 +172,7 @@ func TestADebtAskedForDuringAFetchIsNotSwallowed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.AskAgain(t.Context(), "@bob:b.org", []id.UserID{"@carol:a.org"}, start); err != nil {
+	if _, err := s.AskAgain(t.Context(), "@bob:b.org", []id.UserID{"@carol:a.org"}, start, again); err != nil {
 		t.Fatal(err)
 	}
 	kept, err := s.Keep(t.Context(), store.Fetched{List: list(t, "@bob:b.org", "key"), At: start, PaidGen: begun.Gen, Token: "fetch"})
