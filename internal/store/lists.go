@@ -160,26 +160,42 @@ func (t *tx) putRequesters(ctx context.Context, target id.UserID, users []id.Use
 
 // Announcements returns all that stand in the stream, by position, and the stream's head.
 func (s *Store) Announcements(ctx context.Context) (all []Announcement, head int64, err error) {
-	if err := s.read.QueryRowContext(ctx, `SELECT head FROM stream`).Scan(&head); err != nil {
-		return nil, 0, err
+	// One statement, so that both are of the same moment.
+	rows, err := s.read.QueryContext(ctx, `SELECT stream.head, coalesce(target, ''), coalesce(audience, ''), coalesce(position, 0), coalesce(announced_at, 0)
+		FROM stream LEFT JOIN announcements ON true ORDER BY position`)
+	if err != nil {
+		return nil, 0, s.explain(err)
 	}
-	all, err = queryAll(ctx, s.read, func(rows *sql.Rows) (a Announcement, err error) {
+	defer rows.Close()
+	for rows.Next() {
+		var a Announcement
 		var at int64
-		err = rows.Scan(&a.Target, &a.Audience, &a.Position, &at)
-		a.At = fromMillis(at)
-		return a, err
-	}, `SELECT target, audience, position, announced_at FROM announcements WHERE position <= $1 ORDER BY position`, head)
-	return all, head, err
+		if err := rows.Scan(&head, &a.Target, &a.Audience, &a.Position, &at); err != nil {
+			return nil, 0, s.explain(err)
+		}
+		if a.Position > 0 { // else there is the head alone
+			a.At = fromMillis(at)
+			all = append(all, a)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return nil, 0, s.explain(err)
+	}
+	return all, head, nil
 }
 
 // KeptLists tells of every list that is kept and not retired.
 func (s *Store) KeptLists(ctx context.Context) ([]KeptInfo, error) {
-	return queryAll(ctx, s.read, func(rows *sql.Rows) (k KeptInfo, err error) {
+	all, err := queryAll(ctx, s.read, func(rows *sql.Rows) (k KeptInfo, err error) {
 		var at int64
 		err = rows.Scan(&k.UserID, &at, &k.Suspect, &k.Shared)
 		k.FetchedAt = fromMillis(at)
 		return k, err
 	}, `SELECT user_id, fetched_at, suspect, shared FROM kept_lists WHERE list IS NOT NULL`)
+	if err != nil {
+		return nil, s.explain(err)
+	}
+	return all, nil
 }
 
 // KeptList reads one list; nil if none is kept or it is retired.

@@ -9,11 +9,11 @@ package store
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/url"
-	"os"
+	"sync"
 	"time"
 
 	"freshen"
@@ -39,6 +39,14 @@ type Store struct {
 
 	// onCommit is called by the writer after each commit that kept or announced something.
 	onCommit func(Committed)
+	// intact finds out, before each commit, that a promise would be lost with it; nil for a database that needs no such look.
+	intact func() error
+	// explain names the database in an error of its own and says what can be done.
+	explain func(error) error
+
+	closeOnce sync.Once
+	closeErr  error
+	lock      *fileLock // of an SQLite file
 }
 
 // Committed is what one commit brought that others hold in memory: the lists kept, and the announcements in the order
@@ -75,13 +83,12 @@ type Config struct {
 }
 
 // Open opens the database, creates an SQLite file that is missing, and brings the tables up to date. An error is a
-// sentence for the administrator that names the database.
+// sentence for the administrator that names the database; a [*UnreachableError] means that it may go away by itself.
+//
+// An SQLite file is for one Store alone, of all processes, until that is closed.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.URL != nil {
 		return nil, errors.New("database: this version of freshen keeps its data in SQLite only; name a file instead of a Postgres URL")
-	}
-	if err := probeFile(cfg.Path); err != nil {
-		return nil, err
 	}
 	s := &Store{
 		log:     cfg.Log,
@@ -91,7 +98,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		done:    make(chan struct{}),
 	}
 	if err := s.openSQLite(ctx, cfg.Path); err != nil {
-		return nil, errors.Join(err, s.closePools())
+		return nil, errors.Join(err, s.release())
 	}
 	go s.writeLoop()
 	return s, nil
@@ -101,25 +108,35 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 // It must be set before the first of them and must not block.
 func (s *Store) OnCommit(f func(Committed)) { s.onCommit = f }
 
-// Ready says whether the database answers.
+// Ready says whether the database answers and takes what is written.
 func (s *Store) Ready(ctx context.Context) error {
-	var head int64
-	return s.read.QueryRowContext(ctx, `SELECT head FROM stream`).Scan(&head)
+	return s.update(ctx, func(ctx context.Context, t *tx) error {
+		_, err := t.exec(ctx, `UPDATE stream SET head = head`)
+		return err
+	})
 }
 
-// Close ends the writer after what it has in hand and closes the database. A call that comes later gets [ErrClosed].
+// Close ends the writer after what it has in hand and closes the database. A call that comes later gets [ErrClosed]. It
+// may be called twice.
 func (s *Store) Close() error {
-	close(s.closing)
-	<-s.done
-	return s.closePools()
+	s.closeOnce.Do(func() {
+		close(s.closing)
+		<-s.done
+		s.closeErr = s.release()
+	})
+	return s.closeErr
 }
 
-func (s *Store) closePools() error {
+// release closes the connections, and last the lock.
+func (s *Store) release() error {
 	var errs []error
 	for _, db := range []*sql.DB{s.read, s.write} {
 		if db != nil {
 			errs = append(errs, db.Close())
 		}
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.release())
 	}
 	return errors.Join(errs...)
 }
@@ -188,7 +205,7 @@ func (s *Store) commit(batch []*change) {
 	errs, err := s.tryCommit(ctx, batch)
 	if err != nil {
 		for _, c := range batch {
-			c.result <- fmt.Errorf("database: %w", err)
+			c.result <- s.explain(err)
 		}
 		return
 	}
@@ -212,34 +229,48 @@ func (s *Store) tryCommit(ctx context.Context, batch []*change) (errs []error, e
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, conn.Close()) }()
+	defer func() { _ = conn.Close() }() // what is committed is, whatever becomes of the connection
 	if _, err := conn.ExecContext(ctx, `BEGIN IMMEDIATE`); err != nil {
 		return nil, err
 	}
-	errs = make([]error, len(batch))
-	for i, c := range batch {
-		if errs[i], err = applyOne(ctx, conn, c); err != nil {
-			_, undo := conn.ExecContext(context.WithoutCancel(ctx), `ROLLBACK`)
-			return nil, errors.Join(err, undo)
-		}
+	if errs, err = s.applyAll(ctx, conn, batch); err == nil {
+		_, err = conn.ExecContext(ctx, `COMMIT`)
 	}
-	if _, err := conn.ExecContext(ctx, `COMMIT`); err != nil {
-		_, undo := conn.ExecContext(context.WithoutCancel(ctx), `ROLLBACK`)
-		return nil, errors.Join(err, undo)
+	if err != nil {
+		if _, undo := conn.ExecContext(context.WithoutCancel(ctx), `ROLLBACK`); undo != nil {
+			// Mostly since the database has undone all by itself, as on a full disk. If not, the transaction must not stay
+			// open for the next batch: it ends with its connection.
+			_ = conn.Raw(func(any) error { return driver.ErrBadConn })
+		}
+		return nil, err
 	}
 	return errs, nil
 }
 
-// applyOne returns the change's own error, and err where the whole transaction is lost.
-func applyOne(ctx context.Context, conn *sql.Conn, c *change) (own, err error) {
+// applyAll returns each change's own error, and err where the whole transaction is lost.
+func (s *Store) applyAll(ctx context.Context, conn *sql.Conn, batch []*change) (errs []error, err error) {
+	errs = make([]error, len(batch))
+	for i, c := range batch {
+		if errs[i], err = s.applyOne(ctx, conn, c); err != nil {
+			return nil, err
+		}
+	}
+	if s.intact != nil {
+		return errs, s.intact()
+	}
+	return errs, nil
+}
+
+func (s *Store) applyOne(ctx context.Context, conn *sql.Conn, c *change) (own, err error) {
 	if _, err := conn.ExecContext(ctx, `SAVEPOINT change`); err != nil {
 		return nil, err
 	}
 	if own = c.apply(ctx, &tx{conn: conn, change: c}); own != nil {
-		own = fmt.Errorf("database: %w", own)
 		if _, err := conn.ExecContext(ctx, `ROLLBACK TO change`); err != nil {
-			return own, err
+			// Not the savepoint's fault: with it, the database has undone the whole transaction.
+			return nil, own
 		}
+		own = s.explain(own)
 	}
 	_, err = conn.ExecContext(ctx, `RELEASE change`)
 	return own, err
@@ -274,25 +305,4 @@ func fromMillis(ms int64) time.Time {
 		return time.Time{}
 	}
 	return time.UnixMilli(ms)
-}
-
-// probeFile finds out what SQLite would only tell in a riddle, and creates the file so that others cannot read it.
-func probeFile(path string) error {
-	info, err := os.Stat(path)
-	switch {
-	case err == nil && info.IsDir():
-		return fmt.Errorf("database: %s is a directory; name a file", path)
-	case err == nil && !info.Mode().IsRegular():
-		return fmt.Errorf("database: %s is no regular file", path)
-	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	switch {
-	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("database: %s cannot be opened for writing: let the user that freshen runs as write the file and its folder", path)
-	case errors.Is(err, os.ErrNotExist):
-		return fmt.Errorf("database: the folder of %s does not exist; create it and let the user that freshen runs as write to it", path)
-	case err != nil:
-		return fmt.Errorf("database: %w", err)
-	}
-	return f.Close()
 }
