@@ -171,13 +171,16 @@ func (r *rival) record(b *bench, l *backlog) error {
 
 func (l *backlog) verdict(i int, now time.Time) store.Verdict {
 	return func(dest store.Destination, debt store.Debt) (store.Destination, store.Debt, bool) {
-		return queuePolicy.Failure(dest, debt, l.failures[i], now, 0.5)
+		dest, debt, ending := queuePolicy.Failure(dest, debt, l.failures[i], now, 0.5)
+		return dest, debt, ending == retry.Owed
 	}
 }
 
 func (r *rival) ask(b *bench, l *backlog) error {
 	return callers(b.ctx, func(ctx context.Context, i int) error {
-		_, err := r.store.AskAgain(ctx, l.targets[i], []id.UserID{"@anna:a.example"}, l.now)
+		_, err := r.store.AskAgain(ctx, l.targets[i], []id.UserID{"@anna:a.example"}, l.now, func(debt store.Debt) store.Debt {
+			return retry.Policy{}.Asked(debt, l.failures[i], l.now, 0.5)
+		})
 		return err
 	})
 }
@@ -210,7 +213,8 @@ func (r *rival) work(b *bench, l *backlog, finish func(ctx context.Context, debt
 	g.Go(func() error {
 		defer close(work)
 		for begun, ended := 0, 0; begun < queueDebts; {
-			debts, err := r.store.Claim(ctx, l.now, 2*time.Minute, "bench", min(together, queueDebts-begun))
+			most := min(together, queueDebts-begun)
+			debts, err := r.store.Claim(ctx, l.now, 2*time.Minute, "bench", store.Places{Fine: most, Failing: most})
 			if err != nil {
 				return err
 			}

@@ -43,7 +43,9 @@ type Debt struct {
 	// DueAt is when it may be tried, as far as the user is concerned; the destination's backoff comes on top.
 	DueAt time.Time
 	// Lease names the claim that holds it, if one does.
-	Lease    string
+	Lease string
+	// Probe is set by [Store.Claim] where the destination is backing off.
+	Probe    bool
 	Reason   freshen.Reason
 	Sentence string
 }
@@ -152,35 +154,47 @@ func (s *Store) Backoff(ctx context.Context, name string) (Destination, error) {
 	return scanDestination(name, s.read.QueryRowContext(ctx, selectDestination, name))
 }
 
-// Claim takes at most limit debts that are due, so that nobody else tries them before now+lease: of each destination
-// as many as its rate allows, half of the burst left to people, at most four at once, and one while it is backing off. A
-// claim ends with RecordFailure, Keep, Postpone, DropDebt or by time.
-func (s *Store) Claim(ctx context.Context, now time.Time, lease time.Duration, token string, limit int) (claimed []Debt, err error) {
+// Places says for how many fetches there is room. A destination that is backing off is likely to hang until the fetch
+// times out, so its probes have places of their own, and those who are fine never wait for them.
+type Places struct{ Fine, Failing int }
+
+// Claim takes debts that are due, at most as many as there are places, so that nobody else tries them before now+lease:
+// of each destination as many as its rate allows, half of the burst left to people, at most four at once, and one while
+// it is backing off. A claim ends with RecordFailure, Keep, Postpone, DropDebt or by time.
+func (s *Store) Claim(ctx context.Context, now time.Time, lease time.Duration, token string, free Places) (claimed []Debt, err error) {
 	err = s.update(ctx, func(ctx context.Context, t *tx) error {
 		claimed = nil
-		names, err := t.dueDestinations(ctx, now, limit)
-		if err != nil {
-			return err
-		}
-		for _, name := range names {
-			if len(claimed) >= limit {
-				return nil
-			}
-			debts, err := s.claimOf(ctx, t, name, now, now.Add(lease), token, limit-len(claimed))
+		for _, kind := range []struct {
+			query  string
+			places int
+		}{{dueFine, free.Fine}, {dueFailing, free.Failing}} {
+			names, err := queryAll(ctx, t.conn, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
+				kind.query, millis(now), kind.places)
 			if err != nil {
 				return err
 			}
-			claimed = append(claimed, debts...)
+			left := kind.places
+			for _, name := range names {
+				if left == 0 {
+					break
+				}
+				debts, err := s.claimOf(ctx, t, name, now, now.Add(lease), token, left)
+				if err != nil {
+					return err
+				}
+				left -= len(debts)
+				claimed = append(claimed, debts...)
+			}
 		}
 		return nil
 	})
 	return claimed, err
 }
 
-func (t *tx) dueDestinations(ctx context.Context, now time.Time, limit int) ([]string, error) {
-	return queryAll(ctx, t.conn, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
-		`SELECT name FROM destinations WHERE due_at <= $1 ORDER BY due_at LIMIT $2`, millis(now), limit)
-}
+const (
+	dueFine    = `SELECT name FROM destinations WHERE due_at <= $1 AND failures = 0 ORDER BY due_at LIMIT $2`
+	dueFailing = `SELECT name FROM destinations WHERE due_at <= $1 AND failures > 0 ORDER BY due_at LIMIT $2`
+)
 
 func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time.Time, token string, limit int) (claimed []Debt, err error) {
 	dest, err := t.destination(ctx, name)
@@ -202,7 +216,7 @@ func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time
 		if wait = s.rates.TakeSpare(name, now); wait > 0 {
 			break
 		}
-		debt.Lease, debt.DueAt = token, until
+		debt.Lease, debt.DueAt, debt.Probe = token, until, dest.Failures > 0
 		if err := t.putDebt(ctx, debt); err != nil {
 			return nil, err
 		}
@@ -228,12 +242,25 @@ func (s *Store) Postpone(ctx context.Context, debt Debt, now, until time.Time) e
 	})
 }
 
-// NextDue is when the first debt may be claimed; ok is false if nothing is owed.
-func (s *Store) NextDue(ctx context.Context) (at time.Time, ok bool, err error) {
-	var ms sql.NullInt64
-	err = s.read.QueryRowContext(ctx, `SELECT min(due_at) FROM destinations`).Scan(&ms)
-	return time.UnixMilli(ms.Int64), ms.Valid, err
+// NextDue is when the first debt may be claimed for which there is a place; ok is false if nothing is owed.
+func (s *Store) NextDue(ctx context.Context, free Places) (at time.Time, ok bool, err error) {
+	var fine, failing sql.NullInt64
+	if err := s.read.QueryRowContext(ctx, nextDue).Scan(&fine, &failing); err != nil {
+		return time.Time{}, false, err
+	}
+	for _, kind := range []struct {
+		due    sql.NullInt64
+		places int
+	}{{fine, free.Fine}, {failing, free.Failing}} {
+		if due := time.UnixMilli(kind.due.Int64); kind.due.Valid && kind.places > 0 && (!ok || due.Before(at)) {
+			at, ok = due, true
+		}
+	}
+	return at, ok, nil
 }
+
+const nextDue = `SELECT (SELECT min(due_at) FROM destinations WHERE due_at IS NOT NULL AND failures = 0),
+	(SELECT min(due_at) FROM destinations WHERE due_at IS NOT NULL AND failures > 0)`
 
 // OwedDestinations names the destinations that are owed something.
 func (s *Store) OwedDestinations(ctx context.Context) ([]string, error) {
