@@ -89,12 +89,12 @@ func Open(ctx context.Context, s *store.Store, r *rooms.Rooms, log *slog.Logger,
 	}, nil
 }
 
-// Announced adds what has just been committed and wakes the polls that it concerns. It does not block.
+// Announced adds what has just been committed, by this instance or another, and wakes the polls that it concerns. It comes
+// in the order of the positions; what comes again is passed over. It does not block.
 func (a *Announcer) Announced(all []store.Announcement) {
-	if len(all) == 0 {
+	if all = a.stream.add(all); len(all) == 0 {
 		return
 	}
-	a.stream.add(all)
 	a.reconsider(func(user id.UserID) bool {
 		for _, one := range all {
 			if one.Audience == "" || one.Audience == user {

@@ -74,7 +74,7 @@ func Open(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *App, er
 		return nil, err
 	}
 	// Not before the ports are ours: another freshen that has them may have this database as well.
-	if err := a.settle(ctx); err != nil {
+	if err := a.settle(ctx, cfg); err != nil {
 		return nil, err
 	}
 	return a, nil
@@ -104,7 +104,7 @@ func (a *App) openFederation(cfg *config.Config) error {
 
 func (a *App) openEngine(ctx context.Context, cfg *config.Config) (err error) {
 	a.hs = homeserver.New(cfg.Homeserver.URL, nil)
-	if a.lists, err = kept.Load(ctx, a.store, a.log); err != nil {
+	if a.lists, err = kept.Load(ctx, a.store, a.log, time.Now); err != nil {
 		return fmt.Errorf("database: the kept device lists cannot be read: %w", err)
 	}
 	neighbours := rooms.New(a.hs, cfg.Homeserver.Name, time.Now, a.lists.Shared)
@@ -153,11 +153,13 @@ func (a *App) openEngine(ctx context.Context, cfg *config.Config) (err error) {
 	return nil
 }
 
-// settle brings what is owed in line with this start: claims of the process before are void, and destinations that the
-// configuration denies by now are owed nothing.
-func (a *App) settle(ctx context.Context) error {
-	if err := a.store.ReleaseClaims(ctx, time.Now()); err != nil {
-		return err
+// settle brings what is owed in line with this start: claims of the process before are void, where no other instance may
+// hold them, and destinations that the configuration denies by now are owed nothing.
+func (a *App) settle(ctx context.Context, cfg *config.Config) error {
+	if cfg.Database.URL == nil {
+		if err := a.store.ReleaseClaims(ctx, time.Now()); err != nil {
+			return err
+		}
 	}
 	if err := a.engine.DropDenied(ctx); err != nil {
 		return fmt.Errorf("database: what is owed cannot be read: %w", err)

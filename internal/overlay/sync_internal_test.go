@@ -35,7 +35,7 @@ func TestNothingOwedIsNotParsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = db.Close() })
-	lists, err := kept.Load(t.Context(), db, log)
+	lists, err := kept.Load(t.Context(), db, log, time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -72,6 +72,9 @@ type Verdict func(Destination, Debt) (dest Destination, debt Debt, owed bool)
 func (s *Store) RecordFailure(ctx context.Context, f Failed, verdict Verdict) (nextTry time.Time, err error) {
 	err = s.update(ctx, func(ctx context.Context, t *tx) error {
 		nextTry = time.Time{}
+		if _, err := t.endFetch(ctx, f.Target, f.Token, f.At, f.Failure); err != nil {
+			return err
+		}
 		dest, err := t.destination(ctx, f.Destination)
 		if err != nil {
 			return err
@@ -115,6 +118,10 @@ func (s *Store) RecordFailure(ctx context.Context, f Failed, verdict Verdict) (n
 func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.UserID, at time.Time, asked func(Debt) Debt) (nextTry time.Time, err error) {
 	err = s.update(ctx, func(ctx context.Context, t *tx) error {
 		name := freshen.Destination(target)
+		dest, err := t.destination(ctx, name)
+		if err != nil {
+			return err
+		}
 		debt, found, err := t.debt(ctx, target)
 		if err != nil {
 			return err
@@ -123,10 +130,6 @@ func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.
 			debt = Debt{Target: target, Destination: name, DueAt: at}
 		}
 		debt = asked(debt)
-		dest, err := t.destination(ctx, name)
-		if err != nil {
-			return err
-		}
 		nextTry = later(dest.RetryAt, debt.DueAt)
 		if debt.Lease != "" { // it is being tried, or the claim has ended: DueAt is the lease's end
 			nextTry = later(dest.RetryAt, at)
@@ -145,12 +148,16 @@ func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.
 
 // Debts counts what is owed in all.
 func (s *Store) Debts(ctx context.Context) (n int, err error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	err = s.read.QueryRowContext(ctx, `SELECT count(*) FROM debts`).Scan(&n)
 	return n, err
 }
 
 // Backoff is how the destination stands. One that nothing is known of is not backing off.
 func (s *Store) Backoff(ctx context.Context, name string) (Destination, error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	return scanDestination(name, s.read.QueryRowContext(ctx, selectDestination, name))
 }
 
@@ -162,14 +169,14 @@ type Places struct{ Fine, Failing int }
 // of each destination as many as its rate allows, half of the burst left to people, at most four at once, and one while
 // it is backing off. A claim ends with RecordFailure, Keep, Postpone, DropDebt or by time.
 func (s *Store) Claim(ctx context.Context, now time.Time, lease time.Duration, token string, free Places) (claimed []Debt, err error) {
-	err = s.update(ctx, func(ctx context.Context, t *tx) error {
+	err = s.apart(ctx, func(ctx context.Context, t *tx) error {
 		claimed = nil
 		for _, kind := range []struct {
 			query  string
 			places int
 		}{{dueFine, free.Fine}, {dueFailing, free.Failing}} {
-			names, err := queryAll(ctx, t.conn, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
-				kind.query, millis(now), kind.places)
+			names, err := queryAll(ctx, t, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
+				kind.query+t.dialect.skip, millis(now), kind.places)
 			if err != nil {
 				return err
 			}
@@ -205,15 +212,18 @@ func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time
 	if err != nil {
 		return nil, err
 	}
-	debts, err := queryAll(ctx, t.conn, scanDebt,
-		`SELECT `+debtColumns+` FROM debts WHERE destination = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3`,
+	debts, err := queryAll(ctx, t, scanDebt,
+		`SELECT `+debtColumns+` FROM debts WHERE destination = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3`+t.dialect.skip,
 		name, millis(now), max(0, min(limit, allowed(dest)-running)))
 	if err != nil {
 		return nil, err
 	}
 	var wait time.Duration
 	for _, debt := range debts {
-		if wait = s.rates.TakeSpare(name, now); wait > 0 {
+		if wait, err = s.takeSpare(ctx, t, name, now); err != nil {
+			return nil, err
+		}
+		if wait > 0 {
 			break
 		}
 		debt.Lease, debt.DueAt, debt.Probe = token, until, dest.Failures > 0
@@ -225,7 +235,7 @@ func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time
 	if err := t.schedule(ctx, name, now); err != nil || wait == 0 {
 		return claimed, err
 	}
-	_, err = t.exec(ctx, `UPDATE destinations SET due_at = $1 WHERE name = $2 AND due_at < $1`,
+	_, err = t.exec(ctx, `UPDATE destinations SET due_at = $1 WHERE due_at < $1 AND name = $2`,
 		millis(now.Add(wait+time.Millisecond-1)), name) // not a moment before, or the worker would come for nothing
 	return claimed, err
 }
@@ -244,6 +254,8 @@ func (s *Store) Postpone(ctx context.Context, debt Debt, now, until time.Time) e
 
 // NextDue is when the first debt may be claimed for which there is a place; ok is false if nothing is owed.
 func (s *Store) NextDue(ctx context.Context, free Places) (at time.Time, ok bool, err error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	var fine, failing sql.NullInt64
 	if err := s.read.QueryRowContext(ctx, nextDue).Scan(&fine, &failing); err != nil {
 		return time.Time{}, false, err
@@ -288,7 +300,7 @@ func (s *Store) DropDestination(ctx context.Context, name string) (n int64, err 
 // it.
 func (s *Store) ReleaseClaims(ctx context.Context, now time.Time) error {
 	return s.update(ctx, func(ctx context.Context, t *tx) error {
-		names, err := queryAll(ctx, t.conn, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
+		names, err := queryAll(ctx, t, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
 			`SELECT DISTINCT destination FROM debts WHERE lease <> ''`)
 		if err != nil {
 			return err
@@ -331,7 +343,7 @@ func (t *tx) schedule(ctx context.Context, name string, now time.Time) error {
 		return err
 	}
 	var first sql.NullInt64
-	if err := t.conn.QueryRowContext(ctx, `SELECT min(due_at) FROM debts WHERE destination = $1`, name).Scan(&first); err != nil {
+	if err := t.QueryRowContext(ctx, `SELECT min(due_at) FROM debts WHERE destination = $1`, name).Scan(&first); err != nil {
 		return err
 	}
 	if !first.Valid {
@@ -357,7 +369,7 @@ func (t *tx) schedule(ctx context.Context, name string, now time.Time) error {
 // running counts the claims on a destination that have not ended, and says when the first of them ends by time.
 func (t *tx) running(ctx context.Context, name string, now time.Time) (n int, ends time.Time, err error) {
 	var first sql.NullInt64
-	err = t.conn.QueryRowContext(ctx, `SELECT count(*), min(due_at) FROM debts WHERE destination = $1 AND lease <> '' AND due_at > $2`,
+	err = t.QueryRowContext(ctx, `SELECT count(*), min(due_at) FROM debts WHERE destination = $1 AND lease <> '' AND due_at > $2`,
 		name, millis(now)).Scan(&n, &first)
 	return n, time.UnixMilli(first.Int64), err
 }
@@ -388,7 +400,7 @@ func scanDebt(rows *sql.Rows) (d Debt, err error) {
 }
 
 func (t *tx) debt(ctx context.Context, target id.UserID) (Debt, bool, error) {
-	debts, err := queryAll(ctx, t.conn, scanDebt, `SELECT `+debtColumns+` FROM debts WHERE user_id = $1`, target)
+	debts, err := queryAll(ctx, t, scanDebt, `SELECT `+debtColumns+` FROM debts WHERE user_id = $1`+t.dialect.lock, target)
 	if err != nil || len(debts) == 0 {
 		return Debt{}, false, err
 	}
@@ -417,7 +429,7 @@ func scanDestination(name string, row *sql.Row) (Destination, error) {
 }
 
 func (t *tx) destination(ctx context.Context, name string) (Destination, error) {
-	return scanDestination(name, t.conn.QueryRowContext(ctx, selectDestination, name))
+	return scanDestination(name, t.QueryRowContext(ctx, selectDestination+t.dialect.lock, name))
 }
 
 func (t *tx) putDestination(ctx context.Context, d Destination) error {
@@ -433,10 +445,6 @@ func later(a, b time.Time) time.Time {
 		return a
 	}
 	return b
-}
-
-type querier interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 }
 
 func queryAll[T any](ctx context.Context, q querier, scan func(*sql.Rows) (T, error), query string, args ...any) (all []T, err error) {

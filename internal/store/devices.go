@@ -21,6 +21,8 @@ type DevicePosition struct {
 
 // DevicePosition reads one device's position. A device that is not known has acknowledged nothing.
 func (s *Store) DevicePosition(ctx context.Context, user id.UserID, device id.DeviceID) (DevicePosition, error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	p := DevicePosition{UserID: user, DeviceID: device, Above: map[id.UserID]int64{}}
 	var seen int64
 	err := s.read.QueryRowContext(ctx, `SELECT acked, seen_at FROM sync_positions WHERE user_id = $1 AND device_id = $2`,
@@ -79,8 +81,12 @@ func (t *tx) savePosition(ctx context.Context, p DevicePosition) error {
 	return nil
 }
 
-// Prune forgets announcements, requesters, device positions and retired lists that are older than before.
+// Prune forgets announcements, requesters, device positions, retired lists and outcomes of fetches that are older than
+// before.
 func (s *Store) Prune(ctx context.Context, before time.Time) error {
+	if err := s.pruneFetches(ctx, before); err != nil {
+		return err
+	}
 	return s.update(ctx, func(ctx context.Context, t *tx) error {
 		for _, query := range []string{
 			`DELETE FROM announcements WHERE announced_at < $1`,

@@ -71,7 +71,7 @@ func (s *Store) GiveUp(ctx context.Context, name string, before, now time.Time) 
 // later than now.
 func (s *Store) Bound(ctx context.Context, now time.Time, wait, lease time.Duration) error {
 	return s.update(ctx, func(ctx context.Context, t *tx) error {
-		names, err := queryAll(ctx, t.conn, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
+		names, err := queryAll(ctx, t, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
 			`SELECT DISTINCT destination FROM debts WHERE due_at > $1 AND (failures = 0 OR lease <> '' OR due_at > $2)
 			UNION SELECT name FROM destinations WHERE retry_at > $2`, millis(now), millis(now.Add(wait)))
 		if err != nil {

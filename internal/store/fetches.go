@@ -52,8 +52,14 @@ type Past struct {
 }
 
 // Begin is asked before each fetch: it keeps to the destination's rate, over all instances, and to one fetch of a target
-// at a time.
-func (s *Store) Begin(ctx context.Context, f Fetch) (Begun, error) {
+// at a time. This instance itself fetches a target once at a time, and knows what it tries of a destination that is
+// backing off; so a fetch of its own that is running is one whose end it could not record.
+func (s *Store) Begin(ctx context.Context, f Fetch) (begun Begun, err error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	if s.sharing != nil {
+		return s.beginShared(ctx, f)
+	}
 	name := freshen.Destination(f.Target)
 	if !f.Claimed {
 		take := s.rates.Take
@@ -64,16 +70,29 @@ func (s *Store) Begin(ctx context.Context, f Fetch) (Begun, error) {
 			return Begun{Wait: wait}, nil
 		}
 	}
-	begun := Begun{}
-	err := s.read.QueryRowContext(ctx, `SELECT gen FROM debts WHERE user_id = $1`, f.Target).Scan(&begun.Gen)
+	return begun, begun.read(ctx, s.read, f.Target)
+}
+
+// read finds out how the target's debt and its destination stand.
+func (b *Begun) read(ctx context.Context, q querier, target id.UserID) error {
+	err := q.QueryRowContext(ctx, `SELECT gen FROM debts WHERE user_id = $1`, target).Scan(&b.Gen)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return Begun{}, err
+		return err
 	}
-	begun.Destination, err = s.Backoff(ctx, name)
-	return begun, err
+	name := freshen.Destination(target)
+	b.Destination, err = scanDestination(name, q.QueryRowContext(ctx, selectDestination, name))
+	return err
 }
 
 // Abandon ends a fetch of which nothing is to be recorded.
-func (s *Store) Abandon(context.Context, id.UserID, string) error {
-	return nil // one process has its fetches in memory
+func (s *Store) Abandon(ctx context.Context, target id.UserID, token string) error {
+	if s.sharing == nil {
+		return nil // one process has its fetches in memory
+	}
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	if _, err := s.read.ExecContext(ctx, `UPDATE fetches SET token = '' WHERE target = $1 AND token = $2`, target, token); err != nil {
+		return s.explain(err)
+	}
+	return nil
 }

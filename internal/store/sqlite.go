@@ -143,11 +143,18 @@ func versions(ctx context.Context, db *sql.DB, path string) (current int64, _ *g
 			return 0, nil, cannotOpen(path, err)
 		}
 	}
-	if newest := newest(provider); current > newest {
-		return 0, nil, fmt.Errorf("database: %s was written by a newer freshen (its tables are version %d, this program knows %d); install that version again, or restore the backup from before the upgrade",
-			path, current, newest)
+	if err := notNewer(provider, current, path); err != nil {
+		return 0, nil, err
 	}
 	return current, provider, nil
+}
+
+func notNewer(provider *goose.Provider, current int64, name string) error {
+	if newest := newest(provider); current > newest {
+		return fmt.Errorf("database: %s was written by a newer freshen (its tables are version %d, this program knows %d); install that version again, or restore the backup from before the upgrade",
+			name, current, newest)
+	}
+	return nil
 }
 
 func newest(provider *goose.Provider) int64 {

@@ -267,7 +267,7 @@ func TestCheckFileLeavesNothingBehind(t *testing.T) {
 
 // What is read at the start must be of one moment: an announcement above the head would be given out twice.
 func TestAnnouncementsAndTheirHead(t *testing.T) {
-	s := fresh(t)
+	s := instance(t, store.Config{Path: filepath.Join(t.TempDir(), "freshen.db"), Log: slog.New(slog.DiscardHandler)})
 	if all, head, err := s.Announcements(t.Context()); len(all) != 0 || head != 0 || err != nil {
 		t.Errorf("of nothing: %v %d %v", all, head, err)
 	}
