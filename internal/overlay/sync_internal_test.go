@@ -40,7 +40,8 @@ func TestNothingOwedIsNotParsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	known := rooms.New(client, "hs.test", time.Now, nil)
-	p := New(Config{Homeserver: hs.URL(), Who: client, Lists: lists, Rooms: known, Log: log, Now: time.Now})
+	p := New(Config{Homeserver: hs.URL(), Who: client, Log: log, Now: time.Now})
+	p.Learn(Knowledge{Lists: lists, Rooms: known})
 	t.Cleanup(p.Close)
 
 	edited := func(poll *announce.Poll) bool {

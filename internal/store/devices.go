@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"strings"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -24,6 +25,9 @@ func (s *Store) DevicePosition(ctx context.Context, user id.UserID, device id.De
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
 	p := DevicePosition{UserID: user, DeviceID: device, Above: map[id.UserID]int64{}}
+	if !storable(device) {
+		return p, nil
+	}
 	var seen int64
 	err := s.read.QueryRowContext(ctx, `SELECT acked, seen_at FROM sync_positions WHERE user_id = $1 AND device_id = $2`,
 		user, device).Scan(&p.Acked, &seen)
@@ -52,6 +56,9 @@ func (s *Store) SavePositions(ctx context.Context, positions []DevicePosition) e
 	}
 	return s.update(ctx, func(ctx context.Context, t *tx) error {
 		for _, p := range positions {
+			if !storable(p.DeviceID) {
+				continue
+			}
 			if err := t.savePosition(ctx, p); err != nil {
 				return err
 			}
@@ -59,6 +66,10 @@ func (s *Store) SavePositions(ctx context.Context, positions []DevicePosition) e
 		return nil
 	})
 }
+
+// storable says whether a device ID, which its client has chosen, is text to every database: in Postgres that has no NUL.
+// Of a device whose ID is not, nothing is remembered; it hears of what it has heard of already, after a restart.
+func storable(device id.DeviceID) bool { return !strings.ContainsRune(string(device), 0) }
 
 func (t *tx) savePosition(ctx context.Context, p DevicePosition) error {
 	if _, err := t.exec(ctx, `INSERT INTO sync_positions (user_id, device_id, acked, seen_at) VALUES ($1, $2, $3, $4)

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"time"
 )
 
 // dialect is where the databases differ. All other SQL here is text that both understand: placeholders in the order of
@@ -17,9 +18,13 @@ type dialect struct {
 	// lock and skip are put after a SELECT whose rows are to stay as they are until the transaction ends: lock waits for
 	// a row that somebody else has, skip leaves it out.
 	lock, skip string
+	// batchWithin bounds one batch; 0 where nothing does.
+	batchWithin time.Duration
 }
 
-var sqliteDialect = dialect{begin: `BEGIN IMMEDIATE`}
+var sqliteDialect = dialect{
+	begin: `BEGIN IMMEDIATE`,
+}
 
 const commit = `COMMIT`
 

@@ -17,6 +17,8 @@ type Promised struct {
 
 // Promised names those who were promised something about target, at most limit of them.
 func (s *Store) Promised(ctx context.Context, target id.UserID, limit int) ([]Promised, error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	return queryAll(ctx, s.read, func(rows *sql.Rows) (p Promised, err error) { return p, rows.Scan(&p.UserID, &p.Shared) },
 		`SELECT user_id, shared FROM requesters WHERE target = $1 AND owed = 1 LIMIT $2`, target, limit)
 }
@@ -54,11 +56,11 @@ func (s *Store) DropDebt(ctx context.Context, debt Debt, now time.Time) (dropped
 // how many that were.
 func (s *Store) GiveUp(ctx context.Context, name string, before, now time.Time) (n int64, err error) {
 	err = s.update(ctx, func(ctx context.Context, t *tx) error {
-		const old = `SELECT user_id FROM debts WHERE destination = $1 AND asked_at <= $2 AND lease = ''`
-		if _, err := t.exec(ctx, `UPDATE requesters SET owed = 0 WHERE owed = 1 AND target IN (`+old+`)`, name, millis(before)); err != nil {
+		const old = ` FROM debts WHERE destination = $1 AND asked_at <= $2 AND lease = ''`
+		if _, err := t.exec(ctx, `UPDATE requesters SET owed = 0 WHERE owed = 1 AND target IN (SELECT user_id`+old+`)`, name, millis(before)); err != nil {
 			return err
 		}
-		if n, err = t.exec(ctx, `DELETE FROM debts WHERE user_id IN (`+old+`)`, name, millis(before)); err != nil || n == 0 {
+		if n, err = t.exec(ctx, `DELETE`+old, name, millis(before)); err != nil || n == 0 {
 			return err
 		}
 		return t.schedule(ctx, name, now)

@@ -339,7 +339,7 @@ func TestALockThatIsNotGivenBack(t *testing.T) {
 	cfg.URL = &u
 	s := instance(t, cfg)
 	holder := connect(t, cfg.URL.String()+"&idle_in_transaction_session_timeout=0")
-	if _, err := holder.Exec(t.Context(), `BEGIN; SELECT pg_advisory_xact_lock(7382925655850626609)`); err != nil {
+	if _, err := holder.Exec(t.Context(), `BEGIN; SELECT pg_advisory_xact_lock(7382074285560786481)`); err != nil {
 		t.Fatal(err)
 	}
 	err := s.AnnounceTo(t.Context(), "@bob:b.org", []id.UserID{"@alice:a.org"}, start)

@@ -43,6 +43,8 @@ var postgresDialect = dialect{
 	notify: `NOTIFY freshen; `,
 	lock:   ` FOR UPDATE`,
 	skip:   ` FOR UPDATE SKIP LOCKED`,
+
+	batchWithin: 10 * time.Second, // longer than lock_timeout below
 }
 
 // sessionSettings hold for every connection, unless the URL says otherwise. An instance that hangs or is cut off in a
@@ -137,11 +139,10 @@ func (s server) check(ctx context.Context) (err error) {
 	case readOnly == "on":
 		return s.readOnly("default_transaction_read_only is on for it or for the user " + strconv.Quote(s.config.User))
 	case encoding != "UTF8":
-		return fmt.Errorf("database: %s has the encoding %s and must have UTF8: %s", s.name(), encoding, s.howToCreate())
+		return fmt.Errorf("database: %s has the encoding %s and must have UTF8: %s", s.name(), encoding, s.howToCreate("freshen"))
 	}
 	rows, err := conn.Query(ctx, `SELECT relname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
-		WHERE relkind IN ('r', 'p') AND nspname NOT IN ('pg_catalog', 'information_schema') AND pg_table_is_visible(pg_class.oid)
-			AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = pg_class.oid AND deptype = 'e')`)
+		WHERE relkind IN ('r', 'p') AND nspname NOT IN ('pg_catalog', 'information_schema') AND pg_table_is_visible(pg_class.oid)`)
 	if err != nil {
 		return s.cannotOpen(err)
 	}
@@ -157,10 +158,10 @@ func (s server) check(ctx context.Context) (err error) {
 func (s server) checkOwner(tables []string) error {
 	switch {
 	case slices.Contains(tables, "applied_schema_deltas") || slices.Contains(tables, "device_lists_remote_cache"):
-		return fmt.Errorf("database: %s holds Synapse's tables; freshen must have a database of its own: %s", s.name(), s.howToCreate())
+		return fmt.Errorf("database: %s holds Synapse's tables; freshen must have a database of its own: %s", s.name(), s.howToCreate("freshen"))
 	case len(tables) > 0 && !slices.Contains(tables, versionTable):
 		return fmt.Errorf("database: %s holds another program's tables, such as %q; freshen must have a database of its own: %s",
-			s.name(), slices.Min(tables), s.howToCreate())
+			s.name(), slices.Min(tables), s.howToCreate("freshen"))
 	}
 	return nil
 }

@@ -2,7 +2,7 @@ package store
 
 import (
 	"context"
-	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net/url"
@@ -82,7 +82,7 @@ func (s server) cannotConnect(err error) error {
 		}
 		return fmt.Errorf("database: %s does not let in the user %q (%s): %s", s.name(), s.config.User, known.Message, advice)
 	case invalidCatalogName:
-		return fmt.Errorf("database: %s does not exist: %s", s.name(), s.howToCreate())
+		return fmt.Errorf("database: %s does not exist: %s", s.name(), s.howToCreate(s.config.Database))
 	case undefinedObject:
 		return fmt.Errorf("%w (%s)", s.tooOld("this one"), known.Message)
 	}
@@ -90,15 +90,19 @@ func (s server) cannotConnect(err error) error {
 }
 
 func (s server) noAnswer(err error) error {
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return fmt.Errorf("database: the certificate of %s is not one that sslmode=%s accepts; name its root certificate with sslrootcert: %w",
-			s.name(), "verify-full", err)
+	var authority x509.UnknownAuthorityError
+	var name x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	if errors.As(err, &authority) || errors.As(err, &name) || errors.As(err, &invalid) {
+		return fmt.Errorf("database: the certificate of %s is not one that the sslmode in the URL accepts; name its root certificate with sslrootcert, or mend the certificate: %w",
+			s.name(), err)
 	}
 	if strings.Contains(err.Error(), "server refused TLS connection") {
 		return fmt.Errorf("database: %s does not speak TLS, which sslmode in the URL (or PGSSLMODE) demands: set ssl = on in its postgresql.conf, or take sslmode out",
 			s.name())
 	}
-	return &UnreachableError{fmt.Errorf("database: %s does not answer; is Postgres running, and does it listen there? %w", s.name(), err)}
+	return &UnreachableError{fmt.Errorf("database: %s does not answer; is Postgres running, and does it listen there? %s",
+		s.name(), strings.Join(strings.Fields(err.Error()), " "))}
 }
 
 // cut says that the connection was lost, and not that Postgres refused what was asked for over it or took too long.
@@ -117,8 +121,9 @@ func (s server) tooOld(version string) error {
 	return fmt.Errorf("database: %s is Postgres %s; freshen needs Postgres %d or newer", s.name(), version, oldestPostgres)
 }
 
-func (s server) howToCreate() string {
-	return fmt.Sprintf(`create one with "CREATE DATABASE freshen OWNER %q ENCODING 'UTF8' TEMPLATE template0" and name it in the URL`, s.config.User)
+// howToCreate is advice.
+func (s server) howToCreate(name string) string {
+	return fmt.Sprintf(`create it with CREATE DATABASE %q OWNER %q ENCODING 'UTF8' TEMPLATE template0, and name it in the URL`, name, s.config.User)
 }
 
 // cannotParse repeats of the URL nothing that may be a secret.

@@ -50,7 +50,9 @@ func (s *Store) begin(ctx context.Context) error {
 // undo rolls back. Where that fails, it is mostly since the database has undone all by itself, as on a full disk. If not,
 // the transaction must not stay open for the next batch: it ends with its connection.
 func (s *Store) undo(ctx context.Context) {
-	if _, err := s.writer.ExecContext(context.WithoutCancel(ctx), `ROLLBACK`); err != nil {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWithin)
+	defer cancel()
+	if _, err := s.writer.ExecContext(ctx, `ROLLBACK`); err != nil {
 		_ = s.writer.conn.Raw(func(any) error { return driver.ErrBadConn })
 		_ = s.writer.close()
 		s.writer = nil
@@ -68,10 +70,10 @@ func (s *Store) giveBack() {
 // batchContext bounds a batch on Postgres. A file needs no bound, since a disk that hangs heeds none, and a context that
 // may end costs two goroutines a statement.
 func (s *Store) batchContext() (context.Context, context.CancelFunc) {
-	if !s.dialect.shared {
+	if s.dialect.batchWithin == 0 {
 		return context.Background(), func() {}
 	}
-	return context.WithTimeout(context.Background(), batchWithin)
+	return context.WithTimeout(context.Background(), s.dialect.batchWithin)
 }
 
 func (s *session) prepare(ctx context.Context, query string) (*sql.Stmt, error) {

@@ -50,7 +50,11 @@ func (s *Store) beginShared(ctx context.Context, f Fetch) (begun Begun, err erro
 			return errNotNow
 		}
 		if !f.Claimed {
-			whole, begun.Wait = s.sharing.rate.Take(whole, f.Now)
+			take := s.sharing.rate.Take
+			if f.Spare {
+				take = s.sharing.rate.TakeSpare
+			}
+			whole, begun.Wait = take(whole, f.Now)
 			if err := t.putRate(ctx, name, whole); err != nil {
 				return err
 			}

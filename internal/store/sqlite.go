@@ -143,12 +143,10 @@ func versions(ctx context.Context, db *sql.DB, path string) (current int64, _ *g
 			return 0, nil, cannotOpen(path, err)
 		}
 	}
-	if err := notNewer(provider, current, path); err != nil {
-		return 0, nil, err
-	}
-	return current, provider, nil
+	return current, provider, notNewer(provider, current, path)
 }
 
+// notNewer refuses tables that this program is too old for. name is the database's.
 func notNewer(provider *goose.Provider, current int64, name string) error {
 	if newest := newest(provider); current > newest {
 		return fmt.Errorf("database: %s was written by a newer freshen (its tables are version %d, this program knows %d); install that version again, or restore the backup from before the upgrade",

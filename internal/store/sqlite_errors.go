@@ -48,18 +48,19 @@ func probeFile(path string) (o openedFile, err error) {
 func (o openedFile) stillThere(path string) error {
 	now, err := os.Stat(path)
 	if err == nil && !os.SameFile(now, o.info) {
-		return fmt.Errorf("database: %s was replaced while freshen was using it: restart freshen to have it use the file that is there now, or put the first one back", path)
+		return fmt.Errorf("%s was replaced while freshen was using it: restart freshen to have it use the file that is there now, or put the first one back", path)
 	}
 	if err == nil {
 		_, err = os.Stat(o.wal)
 	}
 	if err != nil {
-		return fmt.Errorf("database: %s was removed while freshen was using it: put it back, or restart freshen: %w", path, err)
+		return fmt.Errorf("%s was removed while freshen was using it: put it back, or restart freshen: %w", path, err)
 	}
 	return nil
 }
 
-// explain says more about an error of SQLite's; any other only says that it is the database's.
+// explain says more about an error of SQLite's, and whether it may pass by itself; of any other it only says that it is
+// the database's.
 func explain(path string, err error) error {
 	known, ok := errors.AsType[*sqlite.Error](err)
 	if !ok {
@@ -69,11 +70,11 @@ func explain(path string, err error) error {
 	case sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM:
 		return mayNotWrite(path, err)
 	case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED:
-		return fmt.Errorf("database: %s is locked by another program, such as one that makes a backup: %w", path, err)
+		return &UnreachableError{fmt.Errorf("database: %s is locked by another program, such as one that makes a backup: %w", path, err)}
 	case sqlite3.SQLITE_FULL:
 		return full(path, err)
 	case sqlite3.SQLITE_IOERR:
-		return fmt.Errorf("database: %s cannot be read or written; is its disk full or broken? %w", path, err)
+		return &UnreachableError{fmt.Errorf("database: %s cannot be read or written; is its disk full or broken? %w", path, err)}
 	case sqlite3.SQLITE_CORRUPT:
 		return damaged(path, err)
 	case sqlite3.SQLITE_NOTADB:
@@ -82,13 +83,9 @@ func explain(path string, err error) error {
 	return fmt.Errorf("database: %s: %w", path, err)
 }
 
-// cannotOpen is explain for [Open], where it matters besides whether trying again may help.
+// cannotOpen is explain for what the operating system says, too.
 func cannotOpen(path string, err error) error {
-	if known, ok := errors.AsType[*sqlite.Error](err); ok {
-		switch known.Code() & 0xff {
-		case sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR:
-			return &UnreachableError{explain(path, err)}
-		}
+	if _, ok := errors.AsType[*sqlite.Error](err); ok {
 		return explain(path, err)
 	}
 	switch {
@@ -99,7 +96,7 @@ func cannotOpen(path string, err error) error {
 	case errors.Is(err, syscall.EROFS):
 		return &UnreachableError{fmt.Errorf("database: %s is on a file system that is mounted for reading only: %w", path, err)}
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return &UnreachableError{full(path, err)}
+		return full(path, err)
 	case errors.Is(err, syscall.EIO):
 		return &UnreachableError{fmt.Errorf("database: %s cannot be read or written, its disk reports an error: %w", path, err)}
 	}
@@ -111,7 +108,7 @@ func mayNotWrite(path string, err error) error {
 }
 
 func full(path string, err error) error {
-	return fmt.Errorf("database: %s cannot grow, its disk is full or its quota used up: %w", path, err)
+	return &UnreachableError{fmt.Errorf("database: %s cannot grow, its disk is full or its quota used up: %w", path, err)}
 }
 
 func damaged(path string, err error) error {

@@ -25,8 +25,8 @@ import (
 const (
 	// batchSize is the most changes in one commit; measured, more gains nothing.
 	batchSize = 64
-	// batchWithin bounds one commit.
-	batchWithin = 30 * time.Second
+	// undoWithin bounds one that is rolled back.
+	undoWithin = 5 * time.Second
 	// yields is how often in a row the writer lets others run before it commits less than a batch.
 	yields = 3
 )
@@ -160,6 +160,11 @@ func (s *Store) release() error {
 // once it has begun, update waits for its end.
 func (s *Store) update(ctx context.Context, apply func(ctx context.Context, tx *tx) error) error {
 	c := &change{apply: apply, result: make(chan error, 1)}
+	if s.dialect.shared {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, s.dialect.batchWithin)
+		defer cancel()
+	}
 	select {
 	case s.changes <- c:
 	case <-ctx.Done():

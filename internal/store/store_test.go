@@ -369,6 +369,24 @@ func testDevicePositions(t *testing.T, cfg store.Config) {
 	}
 }
 
+// Clients choose the IDs of their devices; one of an odd ID must not keep those of others from being stored with it.
+func TestADeviceIDThatIsNoText(t *testing.T) { each(t, testADeviceIDThatIsNoText) }
+
+func testADeviceIDThatIsNoText(t *testing.T, cfg store.Config) {
+	s := instance(t, cfg)
+	odd := store.DevicePosition{UserID: "@mallory:a.org", DeviceID: "\x00'\u202e", Acked: 5, SeenAt: start}
+	usual := store.DevicePosition{UserID: "@alice:a.org", DeviceID: "DÉVICE 📱", Acked: 5, SeenAt: start}
+	if err := s.SavePositions(t.Context(), []store.DevicePosition{odd, usual}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.DevicePosition(t.Context(), usual.UserID, usual.DeviceID); err != nil || got.Acked != 5 {
+		t.Errorf("the usual one stands at %d (%v)", got.Acked, err)
+	}
+	if _, err := s.DevicePosition(t.Context(), odd.UserID, odd.DeviceID); err != nil {
+		t.Error(err)
+	}
+}
+
 // One change that the database refuses must not take the others' of its commit with it.
 func TestManyWriters(t *testing.T) { each(t, testManyWriters) }
 

@@ -51,6 +51,8 @@ type Options struct {
 	Settings map[string]string
 	// HBA takes the place of pg_hba.conf.
 	HBA string
+	// Files are further files in its data directory, such as server.key.
+	Files map[string][]byte
 	// Dir is where its data lie; empty for a new directory below that for temporary files, which Close removes.
 	Dir string
 }
@@ -128,13 +130,8 @@ func (p *Postgres) command(name string, args ...string) *exec.Cmd {
 func (p *Postgres) initialise(ctx context.Context) error {
 	// initdb stores the password; the file may be read by it alone, and is gone with the directory.
 	secret := filepath.Join(p.dir, "password")
-	if err := os.WriteFile(secret, []byte(Password), 0o600); err != nil {
+	if err := p.write(secret, []byte(Password)); err != nil {
 		return err
-	}
-	if os.Getuid() == 0 {
-		if err := os.Chown(secret, unprivileged, unprivileged); err != nil {
-			return err
-		}
 	}
 	cmd := p.command("initdb", "-D", p.data(), "-U", Superuser, "--pwfile", secret, "--auth", "scram-sha-256",
 		"--encoding", "UTF8", "--locale", "C", "--no-sync")
@@ -145,7 +142,31 @@ func (p *Postgres) initialise(ctx context.Context) error {
 	if hba == "" {
 		hba = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\nlocal replication all trust\n"
 	}
-	return os.WriteFile(filepath.Join(p.data(), "pg_hba.conf"), []byte(hba), 0o600) // exists: stays the owner's
+	if err := p.Write("pg_hba.conf", []byte(hba)); err != nil {
+		return err
+	}
+	for name, content := range p.options.Files {
+		if err := p.Write(name, content); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Write puts a file into its data directory, for the server alone to read. While it is stopped, "standby.signal" makes it
+// a standby from its next start on.
+func (p *Postgres) Write(name string, content []byte) error {
+	return p.write(filepath.Join(p.data(), name), content)
+}
+
+func (p *Postgres) write(path string, content []byte) error {
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		return err
+	}
+	if os.Getuid() == 0 {
+		return os.Chown(path, unprivileged, unprivileged)
+	}
+	return nil
 }
 
 // run runs a program to its end.
