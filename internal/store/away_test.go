@@ -32,7 +32,7 @@ func everything(s *store.Store) map[string]func(context.Context) error {
 			return err
 		},
 		"NextDue": func(ctx context.Context) error {
-			_, _, err := s.NextDue(ctx)
+			_, _, err := s.NextDue(ctx, store.Places{Fine: 1, Failing: 1})
 			return err
 		},
 		"Backoff": func(ctx context.Context) error {

@@ -92,9 +92,6 @@ func (s *Store) RecordFailure(ctx context.Context, f Failed, verdict Verdict) (n
 			debt.Gen, debt.AskedAt = debt.Gen+1, f.At
 		}
 		dest, debt, owed := verdict(dest, debt)
-		if err := t.putDestination(ctx, dest); err != nil {
-			return err
-		}
 		switch {
 		case !mine: // the claim was lost, or the debt paid meanwhile
 		case !owed:
@@ -107,7 +104,7 @@ func (s *Store) RecordFailure(ctx context.Context, f Failed, verdict Verdict) (n
 		if err != nil {
 			return err
 		}
-		return t.schedule(ctx, f.Destination, f.At)
+		return t.putDestination(ctx, dest, f.At)
 	})
 	return nextTry, err
 }
@@ -129,19 +126,19 @@ func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.
 		if !found {
 			debt = Debt{Target: target, Destination: name, DueAt: at}
 		}
+		before := debt
 		debt = asked(debt)
 		nextTry = later(dest.RetryAt, debt.DueAt)
 		if debt.Lease != "" { // it is being tried, or the claim has ended: DueAt is the lease's end
 			nextTry = later(dest.RetryAt, at)
 		}
-		if err := errors.Join(
-			t.putDestination(ctx, dest),
-			t.putDebt(ctx, debt),
-			t.putRequesters(ctx, target, requesters, at, true),
-		); err != nil {
+		if err := errors.Join(t.putDebt(ctx, debt), t.putRequesters(ctx, target, requesters, at, true)); err != nil {
 			return err
 		}
-		return t.schedule(ctx, name, at)
+		if found && debt.DueAt.Equal(before.DueAt) { // so nothing is due at another time
+			return nil
+		}
+		return t.putDestination(ctx, dest, at)
 	})
 	return nextTry, err
 }
@@ -204,17 +201,13 @@ const (
 )
 
 func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time.Time, token string, limit int) (claimed []Debt, err error) {
-	dest, err := t.destination(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	running, _, err := t.running(ctx, name, now)
+	row, err := t.row(ctx, name, now)
 	if err != nil {
 		return nil, err
 	}
 	debts, err := queryAll(ctx, t, scanDebt,
 		`SELECT `+debtColumns+` FROM debts WHERE destination = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3`+t.dialect.skip,
-		name, millis(now), max(0, min(limit, allowed(dest)-running)))
+		name, millis(now), max(0, min(limit, row.allowed()-row.running)))
 	if err != nil {
 		return nil, err
 	}
@@ -226,11 +219,15 @@ func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time
 		if wait > 0 {
 			break
 		}
-		debt.Lease, debt.DueAt, debt.Probe = token, until, dest.Failures > 0
+		debt.Lease, debt.DueAt, debt.Probe = token, until, row.failures > 0
 		if err := t.putDebt(ctx, debt); err != nil {
 			return nil, err
 		}
 		claimed = append(claimed, debt)
+	}
+	if row.running == 0 && len(claimed) == row.allowed() {
+		row.running, row.ends = len(claimed), millis(until) // which is all that matters until then
+		return claimed, t.setDue(ctx, name, row)
 	}
 	if err := t.schedule(ctx, name, now); err != nil || wait == 0 {
 		return claimed, err
@@ -336,51 +333,6 @@ func (t *tx) pay(ctx context.Context, target id.UserID, gen int64, now time.Time
 	return settled > 0, cleared > 0, t.schedule(ctx, name, now)
 }
 
-// schedule works out when the destination's next debt may be claimed, and forgets one that is owed nothing and is fine.
-func (t *tx) schedule(ctx context.Context, name string, now time.Time) error {
-	dest, err := t.destination(ctx, name)
-	if err != nil {
-		return err
-	}
-	var first sql.NullInt64
-	if err := t.QueryRowContext(ctx, `SELECT min(due_at) FROM debts WHERE destination = $1`, name).Scan(&first); err != nil {
-		return err
-	}
-	if !first.Valid {
-		_, err := t.exec(ctx, `DELETE FROM destinations WHERE name = $1 AND failures = 0`, name)
-		if err != nil {
-			return err
-		}
-		_, err = t.exec(ctx, `UPDATE destinations SET due_at = NULL WHERE name = $1`, name)
-		return err
-	}
-	due := later(time.UnixMilli(first.Int64), dest.RetryAt)
-	running, ends, err := t.running(ctx, name, now)
-	if err != nil {
-		return err
-	}
-	if running >= allowed(dest) {
-		due = later(due, ends)
-	}
-	_, err = t.exec(ctx, `UPDATE destinations SET due_at = $1 WHERE name = $2`, millis(due), name)
-	return err
-}
-
-// running counts the claims on a destination that have not ended, and says when the first of them ends by time.
-func (t *tx) running(ctx context.Context, name string, now time.Time) (n int, ends time.Time, err error) {
-	var first sql.NullInt64
-	err = t.QueryRowContext(ctx, `SELECT count(*), min(due_at) FROM debts WHERE destination = $1 AND lease <> '' AND due_at > $2`,
-		name, millis(now)).Scan(&n, &first)
-	return n, time.UnixMilli(first.Int64), err
-}
-
-func allowed(dest Destination) int {
-	if dest.Failures > 0 {
-		return 1
-	}
-	return perDestination
-}
-
 func (t *tx) dropDebt(ctx context.Context, target id.UserID) error {
 	_, err := t.exec(ctx, `DELETE FROM debts WHERE user_id = $1`, target)
 	if err != nil {
@@ -430,14 +382,6 @@ func scanDestination(name string, row *sql.Row) (Destination, error) {
 
 func (t *tx) destination(ctx context.Context, name string) (Destination, error) {
 	return scanDestination(name, t.QueryRowContext(ctx, selectDestination+t.dialect.lock, name))
-}
-
-func (t *tx) putDestination(ctx context.Context, d Destination) error {
-	_, err := t.exec(ctx, `INSERT INTO destinations (name, failures, failing_since, retry_at, reason, sentence) VALUES ($1, $2, $3, $4, $5, $6)
-		ON CONFLICT (name) DO UPDATE SET failures = excluded.failures, failing_since = excluded.failing_since,
-			retry_at = excluded.retry_at, reason = excluded.reason, sentence = excluded.sentence`,
-		d.Name, d.Failures, millis(d.FailingSince), millis(d.RetryAt), d.Reason, d.Sentence)
-	return err
 }
 
 func later(a, b time.Time) time.Time {
