@@ -276,3 +276,50 @@ func (d *day) latest() (late, paid []time.Duration) {
 	}
 	return late, paid
 }
+
+const (
+	dayServers   = 5_000
+	dayDebtsEach = 20
+)
+
+// days simulates a whole day of a site that is owed a hundred thousand lists. It takes minutes, most of them for commits.
+func days(b *bench) error {
+	var d *day
+	ok := testing.RunTests(func(string, string) (bool, error) { return true, nil }, []testing.InternalTest{
+		{Name: "a day", F: func(t *testing.T) { d = simulateDay(t, dayServers, dayDebtsEach) }},
+	})
+	if !ok || d == nil {
+		return errors.New("the simulated day failed")
+	}
+	var dead []int64
+	for _, r := range d.remotes {
+		if r.dead {
+			dead = append(dead, int64(r.fetches))
+		}
+	}
+	late, paid := d.latest()
+	least, most := tries()
+	name := fmt.Sprintf("a day of %d debts at %d servers, a third of them dead: ", dayServers*dayDebtsEach, dayServers)
+	within := dayDebtsEach*dayRate.Every + 2*time.Second
+	b.out.add(row{
+		name: name + "a server is back: its debts paid within, p50, worst", freshen: fmt.Sprintf("%.1f s, %.1f s", quantile(paid, 0.5).Seconds(), quantile(paid, 1).Seconds()),
+		target: fmt.Sprintf("≤ %.0f s", within.Seconds()), met: quantile(paid, 1) <= within,
+	})
+	b.out.add(row{
+		name:    name + "a probe of such a server comes late by, p50, p99, worst",
+		freshen: fmt.Sprintf("%.1f s, %.1f s, %.1f s", quantile(late, 0.5).Seconds(), quantile(late, 0.99).Seconds(), quantile(late, 1).Seconds()),
+	})
+	b.out.add(row{
+		name: name + "fetches from each dead one, least, most", freshen: fmt.Sprintf("%d, %d", quantile(dead, 0), quantile(dead, 1)),
+		target: fmt.Sprintf("%d to %d", least, most), met: quantile(dead, 0) >= int64(least) && quantile(dead, 1) <= int64(most),
+	})
+	first, last := float64(d.heap[0]), float64(d.heap[len(d.heap)-1])
+	b.out.add(row{
+		name: name + "memory in use after an hour, at the end", freshen: fmt.Sprintf("%.1f MB, %.1f MB", first/1e6, last/1e6), ratio: times(last / first),
+		target: "≤ 1.5×", met: last <= 1.5*first,
+	})
+	b.out.add(row{
+		name: name + "most fetches at once; real time, CPU, written", freshen: fmt.Sprintf("%d; %.0f s, %.0f s, %.0f MB", d.most, d.real.Seconds(), d.cpu.Seconds(), float64(d.written)/1e6),
+	})
+	return nil
+}

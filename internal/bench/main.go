@@ -28,6 +28,7 @@ var sections = []section{
 	{"wake", wakes},
 	{"refresh", refreshes},
 	{"queue", queue},
+	{"day", days},
 }
 
 // bench is one run.

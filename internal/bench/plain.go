@@ -50,6 +50,10 @@ func (t *plainTx) stmt(query string) (stmt *sql.Stmt, err error) {
 }
 
 func (t *plainTx) exec(query string, args ...any) error {
+	if len(args) == 0 {
+		_, err := t.conn.ExecContext(t.ctx, query)
+		return err
+	}
 	stmt, err := t.stmt(query)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"database/sql"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"freshen/internal/limit"
 	"freshen/internal/retry"
 	"freshen/internal/store"
+	"freshen/internal/store/storetest"
 )
 
 const (
@@ -40,11 +42,58 @@ type rival struct {
 // queue measures what is owed being recorded, asked for again, claimed and paid, durably, by as many callers as share a
 // commit, beside the bare statements that write the same rows, 64 changes a commit.
 func queue(b *bench) error {
-	r, err := sqliteRival(b)
-	if err != nil {
-		return err
+	for _, rival := range []func(*bench) (*rival, error){sqliteRival, postgresRival} {
+		r, err := rival(b)
+		if errors.Is(err, storetest.ErrMissing) {
+			b.out.add(row{name: "Postgres: not measured, for there is none on this machine"})
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if err := r.race(b); err != nil {
+			return err
+		}
 	}
-	return r.race(b)
+	return nil
+}
+
+// postgresRival has two databases of one server that is durable, on this machine.
+func postgresRival(b *bench) (*rival, error) {
+	server, err := storetest.Start(b.ctx, storetest.Options{Durable: true})
+	if err != nil {
+		return nil, err
+	}
+	b.Cleanup(func() { _ = server.Close() })
+	r := &rival{database: "Postgres", begin: "BEGIN", yes: 1, no: 0}
+	for _, name := range []string{"plain", "store"} {
+		database, err := server.CreateDatabase(b.ctx)
+		if err != nil {
+			return nil, err
+		}
+		s, err := store.Open(b.ctx, store.Config{URL: server.URL(database), PerDestination: boundless, Log: quiet()})
+		if err != nil {
+			return nil, err
+		}
+		if name == "store" {
+			r.store = s
+			b.Cleanup(func() { _ = s.Close() })
+			break
+		}
+		if err := s.Close(); err != nil {
+			return nil, err
+		}
+		db, err := sql.Open("pgx", server.URL(database).String())
+		if err != nil {
+			return nil, err
+		}
+		b.Cleanup(func() { _ = db.Close() })
+		if r.plain, err = db.Conn(b.ctx); err != nil {
+			return nil, err
+		}
+		b.Cleanup(func() { _ = r.plain.Close() })
+	}
+	return r, nil
 }
 
 func sqliteRival(b *bench) (*rival, error) {

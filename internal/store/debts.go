@@ -198,6 +198,7 @@ func (s *Store) Claim(ctx context.Context, now time.Time, lease time.Duration, t
 const (
 	dueFine    = `SELECT name FROM destinations WHERE due_at <= $1 AND failures = 0 ORDER BY due_at LIMIT $2`
 	dueFailing = `SELECT name FROM destinations WHERE due_at <= $1 AND failures > 0 ORDER BY due_at LIMIT $2`
+	dueDebts   = `SELECT ` + debtColumns + ` FROM debts WHERE destination = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3`
 )
 
 func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time.Time, token string, limit int) (claimed []Debt, err error) {
@@ -206,7 +207,7 @@ func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time
 		return nil, err
 	}
 	debts, err := queryAll(ctx, t, scanDebt,
-		`SELECT `+debtColumns+` FROM debts WHERE destination = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3`+t.dialect.skip,
+		dueDebts+t.dialect.skip,
 		name, millis(now), max(0, min(limit, row.allowed()-row.running)))
 	if err != nil {
 		return nil, err
@@ -220,7 +221,7 @@ func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time
 			break
 		}
 		debt.Lease, debt.DueAt, debt.Probe = token, until, row.failures > 0
-		if err := t.putDebt(ctx, debt); err != nil {
+		if _, err := t.exec(ctx, `UPDATE debts SET lease = $1, due_at = $2 WHERE user_id = $3`, token, millis(until), debt.Target); err != nil {
 			return nil, err
 		}
 		claimed = append(claimed, debt)
@@ -320,17 +321,14 @@ func (t *tx) pay(ctx context.Context, target id.UserID, gen int64, now time.Time
 	if err != nil {
 		return false, false, err
 	}
-	// What was asked for meanwhile is not settled, but its user has just been shown to be fine.
-	if _, err := t.exec(ctx, `UPDATE debts SET lease = '', failures = 0, due_at = $1 WHERE user_id = $2`, millis(now), target); err != nil {
-		return false, false, err
+	if settled == 0 {
+		// What was asked for meanwhile is not settled, but its user has just been shown to be fine.
+		if _, err := t.exec(ctx, `UPDATE debts SET lease = '', failures = 0, due_at = $1 WHERE user_id = $2`, millis(now), target); err != nil {
+			return false, false, err
+		}
 	}
-	name := freshen.Destination(target)
-	cleared, err := t.exec(ctx, `UPDATE destinations SET failures = 0, failing_since = 0, retry_at = 0, reason = '', sentence = ''
-		WHERE name = $1 AND failures > 0`, name)
-	if err != nil {
-		return false, false, err
-	}
-	return settled > 0, cleared > 0, t.schedule(ctx, name, now)
+	recovered, err = t.recover(ctx, freshen.Destination(target), now)
+	return settled > 0, recovered, err
 }
 
 func (t *tx) dropDebt(ctx context.Context, target id.UserID) error {
@@ -344,6 +342,8 @@ func (t *tx) dropDebt(ctx context.Context, target id.UserID) error {
 
 const debtColumns = `user_id, destination, gen, asked_at, failures, due_at, lease, reason, sentence`
 
+const selectDebt = `SELECT ` + debtColumns + ` FROM debts WHERE user_id = $1`
+
 func scanDebt(rows *sql.Rows) (d Debt, err error) {
 	var asked, due int64
 	err = rows.Scan(&d.Target, &d.Destination, &d.Gen, &asked, &d.Failures, &due, &d.Lease, &d.Reason, &d.Sentence)
@@ -352,7 +352,7 @@ func scanDebt(rows *sql.Rows) (d Debt, err error) {
 }
 
 func (t *tx) debt(ctx context.Context, target id.UserID) (Debt, bool, error) {
-	debts, err := queryAll(ctx, t, scanDebt, `SELECT `+debtColumns+` FROM debts WHERE user_id = $1`+t.dialect.lock, target)
+	debts, err := queryAll(ctx, t, scanDebt, selectDebt+t.dialect.lock, target)
 	if err != nil || len(debts) == 0 {
 		return Debt{}, false, err
 	}

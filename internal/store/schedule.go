@@ -79,6 +79,26 @@ func (t *tx) setDue(ctx context.Context, name string, r destinationRow) error {
 	return err
 }
 
+// recover clears a destination's backoff, if it has one, which makes what waits for that due.
+func (t *tx) recover(ctx context.Context, name string, now time.Time) (recovered bool, err error) {
+	r, err := t.row(ctx, name, now)
+	if err != nil {
+		return false, err
+	}
+	recovered = r.failures > 0
+	r.failures, r.retryAt = 0, 0
+	switch {
+	case !r.first.Valid:
+		_, err = t.exec(ctx, `DELETE FROM destinations WHERE name = $1`, name)
+	case recovered:
+		_, err = t.exec(ctx, `UPDATE destinations SET failures = 0, failing_since = 0, retry_at = 0, reason = '', sentence = '', due_at = $1
+			WHERE name = $2`, r.dueAt(), name)
+	default:
+		err = t.setDue(ctx, name, r)
+	}
+	return recovered, err
+}
+
 // putDestination stores how a destination stands, and when its next debt may be claimed.
 func (t *tx) putDestination(ctx context.Context, d Destination, now time.Time) error {
 	r := destinationRow{failures: d.Failures, retryAt: millis(d.RetryAt)}
