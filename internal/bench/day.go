@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"time"
 )
 
@@ -48,7 +49,7 @@ func days(b *bench) error {
 		freshen: fmt.Sprintf("%.1f s, %.1f s, %.1f s", d.Late[0].Seconds(), d.Late[1].Seconds(), d.Late[2].Seconds()),
 	})
 	b.out.add(row{
-		name: "a day: fetches from a server that stays dead, at the most", freshen: fmt.Sprint(d.DeadMost),
+		name: "a day: fetches from a server that stays dead, at the most", freshen: strconv.Itoa(d.DeadMost),
 		target: fmt.Sprintf("≤ %d", d.TriesMost), met: d.DeadMost <= d.TriesMost,
 	})
 	grown := float64(d.HeapLast) / float64(d.HeapFirst)

@@ -54,7 +54,7 @@ func (t *plainTx) exec(query string, args ...any) error {
 		_, err := t.conn.ExecContext(t.ctx, query)
 		return err
 	}
-	stmt, err := t.stmt(query)
+	stmt, err := t.stmt(query) //nolint:sqlclosecheck // batches closes it
 	if err != nil {
 		return err
 	}
@@ -175,7 +175,7 @@ func (r *rival) plainPay(_ *bench, l *backlog) error {
 }
 
 func (t *plainTx) announce(target string, audience []string, now int64) error {
-	move, err := t.stmt(moveHead)
+	move, err := t.stmt(moveHead) //nolint:sqlclosecheck // batches closes it
 	if err != nil {
 		return err
 	}

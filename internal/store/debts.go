@@ -132,11 +132,16 @@ func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.
 		if debt.Lease != "" { // it is being tried, or the claim has ended: DueAt is the lease's end
 			nextTry = later(dest.RetryAt, at)
 		}
-		if err := errors.Join(t.putDebt(ctx, debt), t.putRequesters(ctx, target, requesters, at, true)); err != nil {
+		if err := t.putRequesters(ctx, target, requesters, at, true); err != nil {
 			return err
 		}
-		if found && debt.DueAt.Equal(before.DueAt) { // so nothing is due at another time
-			return nil
+		before.Gen, before.AskedAt = debt.Gen, debt.AskedAt
+		if found && debt == before { // nothing is due at another time
+			_, err := t.exec(ctx, `UPDATE debts SET gen = $1, asked_at = $2 WHERE user_id = $3`, debt.Gen, millis(debt.AskedAt), target)
+			return err
+		}
+		if err := t.putDebt(ctx, debt); err != nil {
+			return err
 		}
 		return t.putDestination(ctx, dest, at)
 	})
@@ -313,22 +318,6 @@ func (s *Store) ReleaseClaims(ctx context.Context, now time.Time) error {
 		}
 		return nil
 	})
-}
-
-// pay settles the target's debt up to gen, and clears its destination's backoff, which makes all of its debts due.
-func (t *tx) pay(ctx context.Context, target id.UserID, gen int64, now time.Time) (paid, recovered bool, err error) {
-	settled, err := t.exec(ctx, `DELETE FROM debts WHERE user_id = $1 AND gen <= $2`, target, gen)
-	if err != nil {
-		return false, false, err
-	}
-	if settled == 0 {
-		// What was asked for meanwhile is not settled, but its user has just been shown to be fine.
-		if _, err := t.exec(ctx, `UPDATE debts SET lease = '', failures = 0, due_at = $1 WHERE user_id = $2`, millis(now), target); err != nil {
-			return false, false, err
-		}
-	}
-	recovered, err = t.recover(ctx, freshen.Destination(target), now)
-	return settled > 0, recovered, err
 }
 
 func (t *tx) dropDebt(ctx context.Context, target id.UserID) error {

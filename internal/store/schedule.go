@@ -5,6 +5,10 @@ import (
 	"database/sql"
 	"errors"
 	"time"
+
+	"maunium.net/go/mautrix/id"
+
+	"freshen"
 )
 
 // destinationRow is what says when the next debt of a destination may be claimed, in the tables' milliseconds.
@@ -77,6 +81,22 @@ func (t *tx) setDue(ctx context.Context, name string, r destinationRow) error {
 	}
 	_, err := t.exec(ctx, `UPDATE destinations SET due_at = $1 WHERE name = $2`, due, name)
 	return err
+}
+
+// pay settles the target's debt up to gen, and clears its destination's backoff, which makes all of its debts due.
+func (t *tx) pay(ctx context.Context, target id.UserID, gen int64, now time.Time) (paid, recovered bool, err error) {
+	settled, err := t.exec(ctx, `DELETE FROM debts WHERE user_id = $1 AND gen <= $2`, target, gen)
+	if err != nil {
+		return false, false, err
+	}
+	if settled == 0 {
+		// What was asked for meanwhile is not settled, but its user has just been shown to be fine.
+		if _, err := t.exec(ctx, `UPDATE debts SET lease = '', failures = 0, due_at = $1 WHERE user_id = $2`, millis(now), target); err != nil {
+			return false, false, err
+		}
+	}
+	recovered, err = t.recover(ctx, freshen.Destination(target), now)
+	return settled > 0, recovered, err
 }
 
 // recover clears a destination's backoff, if it has one, which makes what waits for that due.

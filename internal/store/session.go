@@ -92,7 +92,7 @@ func (s *session) ExecContext(ctx context.Context, query string, args ...any) (s
 	if s.prepared == nil {
 		return s.conn.ExecContext(ctx, query, args...)
 	}
-	stmt, err := s.prepare(ctx, query)
+	stmt, err := s.prepare(ctx, query) //nolint:sqlclosecheck // close closes it
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +104,7 @@ func (s *session) QueryContext(ctx context.Context, query string, args ...any) (
 	if s.prepared == nil {
 		return s.conn.QueryContext(ctx, query, args...)
 	}
-	stmt, err := s.prepare(ctx, query)
+	stmt, err := s.prepare(ctx, query) //nolint:sqlclosecheck // close closes it
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +116,7 @@ func (s *session) QueryRowContext(ctx context.Context, query string, args ...any
 	if s.prepared == nil {
 		return s.conn.QueryRowContext(ctx, query, args...)
 	}
-	stmt, err := s.prepare(ctx, query)
+	stmt, err := s.prepare(ctx, query) //nolint:sqlclosecheck // close closes it
 	if err != nil {
 		return s.conn.QueryRowContext(ctx, query, args...) // which fails as well, and keeps the error for Scan
 	}
