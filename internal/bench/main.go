@@ -28,6 +28,8 @@ var sections = []section{
 	{"wake", wakes},
 	{"refresh", refreshes},
 	{"federation", federating},
+	{"queue", queue},
+	{"day", days},
 }
 
 // bench is one run.

@@ -311,7 +311,7 @@ func TestAnInstanceThatIsAlwaysTooLate(t *testing.T) {
 		t.Errorf("promised to %v (%v) after %d fetches", promised, err, len(late.fetched()))
 	}
 	late.does(nil)
-	debts, err := late.store.Claim(t.Context(), time.Now(), time.Minute, "claim", 1)
+	debts, err := late.store.Claim(t.Context(), time.Now(), time.Minute, "claim", store.Places{Fine: 1, Failing: 1})
 	if err != nil || len(debts) != 1 {
 		t.Fatalf("claimed %v (%v): the debt waits though nobody is to blame", debts, err)
 	}
@@ -333,7 +333,7 @@ func TestAnInstanceThatDied(t *testing.T) {
 	}
 	dead.does(nil)
 	due := time.Now().Add(2 * time.Hour)
-	claimed, err := dead.store.Claim(t.Context(), due, time.Hour, "claim", 10)
+	claimed, err := dead.store.Claim(t.Context(), due, time.Hour, "claim", store.Places{Fine: 10, Failing: 10})
 	if err != nil || len(claimed) != 1 {
 		t.Fatalf("claimed %v (%v)", claimed, err)
 	}

@@ -39,7 +39,7 @@ func TestOdditiesAreToldOnce(t *testing.T) {
 	}
 	path := filepath.Join(t.TempDir(), "freshen.db")
 	synctest.Test(t, func(t *testing.T) {
-		s, err := store.Open(t.Context(), path, slog.New(slog.DiscardHandler))
+		s, err := store.Open(t.Context(), store.Config{Path: path, Log: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -270,7 +270,7 @@ func TestAskedForWhileItIsFoundOutThatNobodyShares(t *testing.T) {
 		time.Sleep(5 * time.Hour)
 		stop()
 		time.Sleep(7 * time.Hour)
-		claimed, err := b.store.Claim(t.Context(), time.Now(), time.Minute, "claim", 1)
+		claimed, err := b.store.Claim(t.Context(), time.Now(), time.Minute, "claim", store.Places{Fine: 1, Failing: 1})
 		if err != nil || len(claimed) != 1 {
 			t.Fatalf("claimed %v (%v)", claimed, err)
 		}

@@ -11,8 +11,12 @@ import (
 )
 
 const (
-	// atOnce is the most fetches of all destinations together that run at a time.
+	// atOnce is the most fetches from destinations that are fine that run at a time, of all of them together, and the
+	// most that one claim takes.
 	atOnce = 64
+	// probesAtOnce is the same of those that are backing off. Most of them hang until the fetch times out, so these places
+	// are more: when a thousand fail at once, those that come back are not to wait for the rest.
+	probesAtOnce = 256
 	// idle is how long the worker sleeps at most: a debt that another instance recorded is seen by then.
 	idle = time.Minute
 	// breath is how long it sleeps where the database said that something is due, and then gave nothing.
@@ -39,6 +43,8 @@ type Worker struct {
 	store *store.Store
 	poke  chan struct{}
 
+	fine, probes chan struct{} // places that are taken
+
 	clock   clock
 	unbound bool // the clock was set, and the waits in the database do not know it yet
 	failing bool // the database, last time
@@ -46,7 +52,10 @@ type Worker struct {
 
 // NewWorker returns a worker that has each due debt tried.
 func NewWorker(s *store.Store, cfg Config) *Worker {
-	return &Worker{cfg: cfg, store: s, poke: make(chan struct{}, 1)}
+	return &Worker{
+		cfg: cfg, store: s, poke: make(chan struct{}, 1),
+		fine: make(chan struct{}, atOnce), probes: make(chan struct{}, probesAtOnce),
+	}
 }
 
 // Poke tells the worker that there may be something due earlier than it knew. It does not block.
@@ -61,10 +70,9 @@ func (w *Worker) Poke() {
 func (w *Worker) Run(ctx context.Context) {
 	var running sync.WaitGroup
 	defer running.Wait()
-	places := make(chan struct{}, atOnce)
 	for ctx.Err() == nil {
 		poke := w.poke
-		sleep, err := w.round(ctx, places, &running)
+		sleep, err := w.round(ctx, &running)
 		if err != nil {
 			sleep, poke = pause, nil // whoever is told of a failure meanwhile does not make it better
 		}
@@ -90,15 +98,13 @@ func (w *Worker) tell(ctx context.Context, err error) {
 }
 
 // round claims what is due, starts it, and says how long nothing will be.
-func (w *Worker) round(ctx context.Context, places chan struct{}, running *sync.WaitGroup) (time.Duration, error) {
+func (w *Worker) round(ctx context.Context, running *sync.WaitGroup) (time.Duration, error) {
 	if err := w.heedClock(ctx, running); err != nil {
 		return 0, err
 	}
-	free := cap(places) - len(places)
-	if free == 0 {
-		return idle, nil // a fetch that ends pokes
-	}
-	next, ok, err := w.store.NextDue(ctx)
+	// Where there is no place, a fetch that ends pokes.
+	free := store.Places{Fine: cap(w.fine) - len(w.fine), Failing: min(cap(w.probes)-len(w.probes), atOnce)}
+	next, ok, err := w.store.NextDue(ctx, free)
 	if err != nil {
 		return 0, err
 	}
@@ -111,6 +117,10 @@ func (w *Worker) round(ctx context.Context, places chan struct{}, running *sync.
 		return 0, err
 	}
 	for _, debt := range debts {
+		places := w.fine
+		if debt.Probe {
+			places = w.probes
+		}
 		places <- struct{}{}
 		running.Go(func() {
 			defer func() { <-places; w.Poke() }()

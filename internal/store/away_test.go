@@ -28,11 +28,11 @@ func everything(s *store.Store) map[string]func(context.Context) error {
 		},
 		"Abandon": func(ctx context.Context) error { return s.Abandon(ctx, "@bob:b.org", "t") },
 		"Claim": func(ctx context.Context) error {
-			_, err := s.Claim(ctx, start, time.Minute, "t", 10)
+			_, err := s.Claim(ctx, start, time.Minute, "t", store.Places{Fine: 10, Failing: 10})
 			return err
 		},
 		"NextDue": func(ctx context.Context) error {
-			_, _, err := s.NextDue(ctx)
+			_, _, err := s.NextDue(ctx, store.Places{Fine: 1, Failing: 1})
 			return err
 		},
 		"Backoff": func(ctx context.Context) error {

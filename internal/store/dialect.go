@@ -11,28 +11,22 @@ import (
 type dialect struct {
 	// shared says that several instances may use the database at once.
 	shared bool
-	// begin begins a batch, for which it waits until no other batch is being written, and the savepoint of its first
-	// change.
+	// begin begins a batch, for which it waits until no other batch is being written.
 	begin string
 	// notify tells the other instances, when the batch is committed, that it has announced or kept something.
 	notify string
 	// lock and skip are put after a SELECT whose rows are to stay as they are until the transaction ends: lock waits for
 	// a row that somebody else has, skip leaves it out.
 	lock, skip string
-	// batchWithin bounds one batch.
+	// batchWithin bounds one batch; 0 where nothing does.
 	batchWithin time.Duration
 }
 
 var sqliteDialect = dialect{
-	begin:       `BEGIN IMMEDIATE; SAVEPOINT change`,
-	batchWithin: 30 * time.Second,
+	begin: `BEGIN IMMEDIATE`,
 }
 
-// next is between two changes of a batch, and commit after the last.
-const (
-	next   = `RELEASE SAVEPOINT change; SAVEPOINT change`
-	commit = `RELEASE SAVEPOINT change; COMMIT`
-)
+const commit = `COMMIT`
 
 // querier is a connection or a transaction.
 type querier interface {

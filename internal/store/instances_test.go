@@ -111,7 +111,7 @@ func TestClaimsOfSeveralInstancesNeverOverlap(t *testing.T) {
 	var mu sync.Mutex
 	claimed := map[id.UserID]int{}
 	take := func(s *store.Store, token string) int {
-		debts, err := s.Claim(t.Context(), start, time.Minute, token, 7)
+		debts, err := s.Claim(t.Context(), start, time.Minute, token, store.Places{Fine: 7, Failing: 7})
 		if err != nil {
 			t.Error(err)
 		}

@@ -65,6 +65,11 @@ type KeptInfo struct {
 	Version int64
 }
 
+const (
+	selectKept     = `SELECT hash, shared FROM kept_lists WHERE user_id = $1`
+	selectAudience = `SELECT user_id FROM requesters WHERE target = $1 AND (owed = 1 OR $2) ORDER BY owed DESC, asked_at DESC LIMIT $3`
+)
+
 // Keep stores the list, announces it, pays the debt and clears the destination's backoff, all in one transaction. The
 // error may be [ErrSuperseded].
 func (s *Store) Keep(ctx context.Context, f Fetched) (kept Kept, err error) {
@@ -78,7 +83,7 @@ func (s *Store) Keep(ctx context.Context, f Fetched) (kept Kept, err error) {
 		}
 		var before []byte
 		var shared bool
-		err = t.QueryRowContext(ctx, `SELECT hash, shared FROM kept_lists WHERE user_id = $1`, target).Scan(&before, &shared)
+		err = t.QueryRowContext(ctx, selectKept, target).Scan(&before, &shared)
 		if err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
@@ -126,7 +131,7 @@ func (s *Store) AnnounceTo(ctx context.Context, target id.UserID, requesters []i
 // those who ever asked.
 func (t *tx) audience(ctx context.Context, target id.UserID, asking []id.UserID, changed bool) ([]id.UserID, error) {
 	recorded, err := queryAll(ctx, t, func(rows *sql.Rows) (user id.UserID, err error) { return user, rows.Scan(&user) },
-		`SELECT user_id FROM requesters WHERE target = $1 AND (owed = 1 OR $2) ORDER BY owed DESC, asked_at DESC LIMIT $3`,
+		selectAudience,
 		target, changed, maxAudience)
 	if err != nil {
 		return nil, err

@@ -39,7 +39,7 @@ const (
 
 var postgresDialect = dialect{
 	shared: true,
-	begin:  fmt.Sprintf(`BEGIN; SELECT pg_advisory_xact_lock(%d); SAVEPOINT change`, batchLock),
+	begin:  fmt.Sprintf(`BEGIN; SELECT pg_advisory_xact_lock(%d)`, batchLock),
 	notify: `NOTIFY freshen; `,
 	lock:   ` FOR UPDATE`,
 	skip:   ` FOR UPDATE SKIP LOCKED`,

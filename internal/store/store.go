@@ -12,10 +12,11 @@ package store
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"log/slog"
 	"net/url"
+	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -29,6 +30,8 @@ const (
 	batchSize = 64
 	// undoWithin bounds one that is rolled back.
 	undoWithin = 5 * time.Second
+	// yields is how often in a row the writer lets others run before it commits less than a batch.
+	yields = 3
 )
 
 // ErrClosed is what a call gets that comes after Close.
@@ -42,6 +45,7 @@ type Store struct {
 	rates *limit.Limiter // of destinations
 
 	dialect dialect
+	writer  *session // the write loop's, while it has a connection
 	changes chan *change
 	closing chan struct{}
 	done    chan struct{}
@@ -151,6 +155,9 @@ func (s *Store) Close() error {
 // release closes the connections, and last the lock.
 func (s *Store) release() error {
 	var errs []error
+	if s.writer != nil {
+		errs = append(errs, s.writer.close())
+	}
 	for _, db := range []*sql.DB{s.read, s.write} {
 		if db != nil {
 			errs = append(errs, db.Close())
@@ -219,11 +226,13 @@ func (s *Store) writeLoop() {
 	}
 }
 
-// gather takes what waits, up to a batch, without what was taken back.
+// gather takes what waits, up to a batch, without what was taken back. The callers of the commit before are just being
+// woken, and many come with their next change: it lets them run, so that those share one commit, where the first of them
+// would have one alone. Nobody waits for that.
 func (s *Store) gather(first *change) []*change {
 	batch := make([]*change, 0, batchSize)
-	for c := first; ; {
-		if c.taken.CompareAndSwap(false, true) {
+	for c, yielded := first, 0; ; {
+		if c != nil && c.taken.CompareAndSwap(false, true) {
 			batch = append(batch, c)
 		}
 		if len(batch) == batchSize {
@@ -231,111 +240,78 @@ func (s *Store) gather(first *change) []*change {
 		}
 		select {
 		case c = <-s.changes:
+			yielded = 0
 		default:
-			return batch
+			if yielded == yields {
+				return batch
+			}
+			c = nil
+			yielded++
+			runtime.Gosched()
 		}
 	}
 }
 
-// commit applies the batch in one transaction, each change in a savepoint of its own, so that one that fails takes
-// nothing from the others.
+// commit applies the batch in one transaction. A change that fails takes nothing from the others.
 func (s *Store) commit(batch []*change) {
-	if len(batch) == 0 {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), s.dialect.batchWithin)
+	ctx, cancel := s.batchContext()
 	defer cancel()
-	errs, stirred, err := s.tryCommit(ctx, batch)
-	if err != nil {
+	for len(batch) > 0 {
+		failed, err := s.tryCommit(ctx, batch)
+		if err == nil {
+			for _, c := range batch {
+				c.result <- nil
+			}
+			return
+		}
+		if failed != nil {
+			failed.result <- s.explain(err)
+			batch = slices.DeleteFunc(batch, func(c *change) bool { return c == failed })
+			continue
+		}
 		for _, c := range batch {
 			c.result <- s.explain(err)
 		}
 		return
 	}
-	if stirred {
+}
+
+// tryCommit commits the batch or nothing of it. failed is the change by which that failed, if it was one: nearly never,
+// so there are no savepoints, which would cost about as much as the changes. The rest can be tried again without it.
+func (s *Store) tryCommit(ctx context.Context, batch []*change) (failed *change, err error) {
+	if err := s.begin(ctx); err != nil {
+		return nil, err
+	}
+	defer s.giveBack()
+	t := &tx{querier: s.writer, dialect: s.dialect}
+	for _, c := range batch {
+		if err := c.apply(ctx, t); err != nil {
+			s.undo(ctx)
+			return c, err
+		}
+	}
+	if s.intact != nil {
+		err = s.intact()
+	}
+	if err == nil {
+		end := commit
+		if t.stirred {
+			end = s.dialect.notify + commit
+		}
+		_, err = s.writer.ExecContext(ctx, end)
+	}
+	if err != nil {
+		s.undo(ctx)
+		return nil, err
+	}
+	if t.stirred {
 		if err := s.hear(ctx); err != nil {
 			// It stands in the database, and clients are told a little later.
 			s.log.Error("what was just written could not be read back; trying again", "err", err)
 			s.hearLater()
 		}
 	}
-	for i, c := range batch {
-		c.result <- errs[i]
-	}
-}
-
-func (s *Store) tryCommit(ctx context.Context, batch []*change) (errs []error, stirred bool, err error) {
-	conn, err := s.begin(ctx)
-	if err != nil {
-		return nil, false, err
-	}
-	defer func() { _ = conn.Close() }() // what is committed is, whatever becomes of the connection
-	if errs, stirred, err = s.applyAll(ctx, conn, batch); err == nil {
-		end := commit
-		if stirred {
-			end = s.dialect.notify + commit
-		}
-		_, err = conn.ExecContext(ctx, end)
-	}
-	if err != nil {
-		undo(ctx, conn)
-		return nil, false, err
-	}
-	return errs, stirred, nil
-}
-
-// begin begins a transaction. The connection may have been lost since the last one, so another is tried.
-func (s *Store) begin(ctx context.Context) (conn *sql.Conn, err error) {
-	for range 2 {
-		if conn, err = s.write.Conn(ctx); err != nil {
-			return nil, err
-		}
-		if _, err = conn.ExecContext(ctx, s.dialect.begin); err == nil {
-			return conn, nil
-		}
-		undo(ctx, conn)
-		_ = conn.Close()
-		if !s.dialect.shared || !cut(err) {
-			break
-		}
-	}
-	return nil, err
-}
-
-// undo rolls back. Where that fails, it is mostly since the database has undone all by itself, as on a full disk. If not,
-// the transaction must not stay open for the next batch: it ends with its connection.
-func undo(ctx context.Context, conn *sql.Conn) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWithin)
-	defer cancel()
-	if _, err := conn.ExecContext(ctx, `ROLLBACK`); err != nil {
-		_ = conn.Raw(func(any) error { return driver.ErrBadConn })
-	}
-}
-
-// applyAll returns each change's own error, and err where the whole transaction is lost.
-func (s *Store) applyAll(ctx context.Context, conn *sql.Conn, batch []*change) (errs []error, stirred bool, err error) {
-	errs = make([]error, len(batch))
-	for i, c := range batch {
-		if i > 0 {
-			if _, err := conn.ExecContext(ctx, next); err != nil {
-				return nil, false, err
-			}
-		}
-		t := &tx{querier: conn, dialect: s.dialect}
-		if own := c.apply(ctx, t); own != nil {
-			if _, err := conn.ExecContext(ctx, `ROLLBACK TO SAVEPOINT change`); err != nil {
-				// Not the savepoint's fault: with it, the database has undone the whole transaction.
-				return nil, false, own
-			}
-			errs[i] = s.explain(own)
-			continue
-		}
-		stirred = stirred || t.stirred
-	}
-	if s.intact != nil {
-		return errs, stirred, s.intact()
-	}
-	return errs, stirred, nil
+	return nil, nil
 }
 
 // named is explain for what may be no error.

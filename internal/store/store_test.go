@@ -109,7 +109,7 @@ func claim(t *testing.T, s *store.Store, at time.Time, limit int) []id.UserID {
 
 func claims(t *testing.T, s *store.Store, at time.Time, limit int) []store.Debt {
 	t.Helper()
-	debts, err := s.Claim(t.Context(), at, time.Minute, "token-"+at.String(), limit)
+	debts, err := s.Claim(t.Context(), at, time.Minute, "token-"+at.String(), store.Places{Fine: limit, Failing: limit})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,7 +174,7 @@ func testClaimsOfADestinationAreBounded(t *testing.T, cfg store.Config) {
 	if got := claim(t, s, start, 10); len(got) != 4 {
 		t.Errorf("claimed %v from a destination that has come back", got)
 	}
-	if next, ok, err := s.NextDue(t.Context()); err != nil || !ok || next.Before(start.Add(time.Minute)) {
+	if next, ok, err := s.NextDue(t.Context(), store.Places{Fine: 1, Failing: 1}); err != nil || !ok || next.Before(start.Add(time.Minute)) {
 		t.Errorf("the next is due at %v (%v, %v): a worker would spin until a claim ends", next, ok, err)
 	}
 }
