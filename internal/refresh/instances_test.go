@@ -340,7 +340,7 @@ func TestAnInstanceThatDied(t *testing.T) {
 	if _, err := dead.store.Begin(t.Context(), store.Fetch{Target: bob, Token: "dead", Now: due, Lease: 20 * time.Second, Claimed: true}); err != nil {
 		t.Fatal(err)
 	}
-	if again, err := other.store.Claim(t.Context(), due.Add(59*time.Minute), time.Minute, "early", 10); err != nil || len(again) != 0 {
+	if again, err := other.store.Claim(t.Context(), due.Add(59*time.Minute), time.Minute, "early", store.Places{Fine: 10, Failing: 10}); err != nil || len(again) != 0 {
 		t.Errorf("claimed %v (%v) before the lease was over", again, err)
 	}
 	other.ahead.Store(int64(4 * time.Hour))

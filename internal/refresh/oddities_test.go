@@ -15,6 +15,7 @@ import (
 	"freshen"
 	"freshen/internal/federation/fedtest"
 	"freshen/internal/homeserver"
+	"freshen/internal/limit"
 	"freshen/internal/refresh"
 	"freshen/internal/retry"
 	"freshen/internal/store"
@@ -48,7 +49,7 @@ func TestOdditiesAreToldOnce(t *testing.T) {
 		log := slog.New(slog.NewTextHandler(&logged, nil))
 		e := refresh.New(refresh.Config{
 			ServerName: "a.example", Timeout: 10 * time.Second, ServerAllowed: func(string) bool { return true },
-			PerUser: refresh.Limit{Every: time.Second, Burst: 10}, PerDestination: refresh.Limit{Every: time.Second, Burst: 10},
+			PerUser: limit.Rate{Every: time.Second, Burst: 10},
 			Retry: retry.Policy{First: time.Second, Most: time.Hour, GiveUpAfter: time.Hour},
 		}, s, always(body), &script{}, log)
 		for range 3 {

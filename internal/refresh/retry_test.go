@@ -344,7 +344,7 @@ func TestADebtThatWasJustPaidIsNotFetchedAgain(t *testing.T) {
 		b.does(down)
 		b.owe(1)
 		time.Sleep(time.Minute)
-		claimed, err := b.store.Claim(t.Context(), time.Now(), time.Minute, "claim", 1)
+		claimed, err := b.store.Claim(t.Context(), time.Now(), time.Minute, "claim", store.Places{Fine: 1, Failing: 1})
 		if err != nil || len(claimed) != 1 {
 			t.Fatalf("claimed %v, %v", claimed, err)
 		}
