@@ -50,7 +50,7 @@ func TestOdditiesAreToldOnce(t *testing.T) {
 		e := refresh.New(refresh.Config{
 			ServerName: "a.example", Timeout: 10 * time.Second, ServerAllowed: func(string) bool { return true },
 			PerUser: limit.Rate{Every: time.Second, Burst: 10},
-			Retry: retry.Policy{First: time.Second, Most: time.Hour, GiveUpAfter: time.Hour},
+			Retry:   retry.Policy{First: time.Second, Most: time.Hour, GiveUpAfter: time.Hour},
 		}, s, always(body), &script{}, log)
 		for range 3 {
 			if err := e.Refresh(t.Context(), freshen.Requester{UserID: "@a:a.example"}, bob, homeserver.Credentials{}); err != nil {

@@ -44,8 +44,8 @@ func lockDatabase(path string) (*fileLock, error) {
 
 // realPath is where the links at path lead, beside which SQLite keeps its other files; path itself if nothing is there yet.
 func realPath(path string) string {
-	if real, err := filepath.EvalSymlinks(path); err == nil {
-		return real
+	if resolved, err := filepath.EvalSymlinks(path); err == nil {
+		return resolved
 	}
 	return path
 }

@@ -69,12 +69,12 @@ func TestAKilledFreshenLeavesNoLock(t *testing.T) {
 	path := os.Getenv("FRESHEN_TEST_HOLD")
 	if path != "" {
 		open(t, path)
-		fmt.Println("held")
+		_, _ = fmt.Fprintln(os.Stdout, "held")
 		<-t.Context().Done()
 		return
 	}
 	path = filepath.Join(t.TempDir(), "freshen.db")
-	holder := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestAKilledFreshenLeavesNoLock$") //nolint:gosec // it is us
+	holder := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestAKilledFreshenLeavesNoLock$")
 	holder.Env = append(os.Environ(), "FRESHEN_TEST_HOLD="+path)
 	out, err := holder.StdoutPipe()
 	if err != nil {
