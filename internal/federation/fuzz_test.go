@@ -98,6 +98,9 @@ func FuzzDelegation(f *testing.F) {
 		if !freshen.ValidServerName(server) || !httpguts.ValidHostHeader(server) {
 			t.Fatalf("%q was taken for a server name", server)
 		}
+		if name, err := parseName(server); err != nil || name.target().port == 0 || name.host == "" {
+			t.Fatalf("%q cannot be dialled: %+v, %v", server, name, err)
+		}
 	})
 }
 

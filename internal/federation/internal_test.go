@@ -9,56 +9,7 @@ import (
 	"time"
 
 	mxfed "maunium.net/go/mautrix/federation"
-
-	"freshen"
 )
-
-// FuzzWellKnown: whatever a stranger's web server says, what is taken from it is fit for a Host header and for the
-// dialler.
-func FuzzWellKnown(f *testing.F) {
-	for _, s := range []string{
-		`{"m.server": "b.org:443"}`, `{"m.server": "[::1]"}`, `{"m.server": "b.org\r\nX: y"}`, `null`, `[]`, `{"m.server": 5}`, `{"m.server": ""}`,
-		`{"m.server": "b.org:0"}`, `{"m.server": "b.org:99999"}`, `{"m.server":"1.2.3.4","m.server":"c"}`, `<html>`, `{`,
-	} {
-		f.Add([]byte(s))
-	}
-	f.Fuzz(func(t *testing.T, body []byte) {
-		server, err := parseWellKnown(body)
-		if err != nil {
-			return
-		}
-		if !freshen.ValidServerName(server) || strings.ContainsAny(server, "\r\n /@?#\x00") {
-			t.Fatalf("%q was taken for a server name", server)
-		}
-		name, err := parseName(server)
-		if err != nil || name.target().port == 0 || name.host == "" {
-			t.Fatalf("%q cannot be dialled: %+v, %v", server, name, err)
-		}
-	})
-}
-
-// FuzzSigningKey: no file makes the start panic, and what is read signs.
-func FuzzSigningKey(f *testing.F) {
-	for _, s := range []string{
-		"ed25519 a_x MDEyMzQ1Njc4OWFiY2RlZmdoaWprbG1ub3BxcnN0dXY", "ed25519 a_x AAAA", "ed25519", "",
-		"-----BEGIN MATRIX PRIVATE KEY-----\nKey-ID: ed25519:a\n\nMDEyMzQ1Njc4OWFiY2RlZmdoaWprbG1ub3BxcnN0dXY=\n-----END MATRIX PRIVATE KEY-----\n",
-		"-----BEGIN MATRIX PRIVATE KEY-----\nKey-ID: ed25519:a\n\nMDEy\n-----END MATRIX PRIVATE KEY-----\n",
-	} {
-		f.Add([]byte(s))
-	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		key, err := parseSigningKey(data)
-		if err != nil {
-			if key != nil {
-				t.Fatal("there is a key beside the error")
-			}
-			return
-		}
-		if _, err := key.SignJSON(map[string]string{"a": "b"}); err != nil {
-			t.Fatal(err)
-		}
-	})
-}
 
 // FuzzRemoteText: no text of a stranger gets longer than its bound or keeps a control character.
 func FuzzRemoteText(f *testing.F) {

@@ -166,7 +166,7 @@ func TestSocketsRunOut(t *testing.T) {
 		<-arrived
 	}
 	const busy = "freshen has as many connections open as it may have"
-	if _, failure := w.fetch("@bob:127.1.0.2:1", time.Second); failure == nil || failure.Reason != freshen.ReasonTimeout || !strings.Contains(failure.Sentence, busy) {
+	if _, failure := w.fetch("@bob:127.1.0.2:1", 4*time.Second); failure == nil || failure.Reason != freshen.ReasonTimeout || !strings.Contains(failure.Sentence, busy) {
 		t.Errorf("got %v, want a timeout that says %q", failure, busy)
 	}
 	if _, failure := w.fetch("@bob:b.test", 5*time.Second); failure == nil || failure.Reason != freshen.ReasonTimeout || !strings.Contains(failure.Sentence, busy) {
