@@ -144,7 +144,7 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 
 func spoilDatabase(t *testing.T, w *world, statement string) {
 	t.Helper()
-	db, err := sql.Open("sqlite", w.cfg.Database.Path)
+	db, err := sql.Open("sqlite", "file:"+w.cfg.Database.Path+"?_pragma=busy_timeout(5000)")
 	if err != nil {
 		t.Fatal(err)
 	}

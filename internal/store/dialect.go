@@ -61,18 +61,31 @@ func (s *Store) apart(ctx context.Context, apply func(context.Context, *tx) erro
 	}
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
+	for range readers {
+		again, err := s.tryApart(ctx, apply)
+		if err == nil {
+			return nil
+		}
+		if !again || ctx.Err() != nil {
+			return s.explain(err)
+		}
+	}
+	_, err := s.tryApart(ctx, apply)
+	return s.named(err)
+}
+
+// tryApart is one attempt. again says that it failed by a connection that was lost before anything was committed: after a
+// restart of Postgres all that the pool keeps are such, each of which is found out by using it.
+func (s *Store) tryApart(ctx context.Context, apply func(context.Context, *tx) error) (again bool, err error) {
 	conn, err := s.read.BeginTx(ctx, nil)
 	if err != nil {
-		return s.explain(err)
+		return lost(err), err
 	}
 	if err := apply(ctx, &tx{querier: conn, dialect: s.dialect}); err != nil {
 		_ = conn.Rollback() // a connection that is lost has undone all as well
-		return s.explain(err)
+		return lost(err), err
 	}
-	if err := conn.Commit(); err != nil {
-		return s.explain(err)
-	}
-	return nil
+	return false, conn.Commit()
 }
 
 // bounded is for a question that somebody waits for: a database on the network may never answer.

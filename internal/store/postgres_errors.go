@@ -113,6 +113,12 @@ func cut(err error) bool {
 	return !errors.Is(err, context.DeadlineExceeded)
 }
 
+// lost is cut for errors of any kind: of our own, and of connecting, which is not to be tried again at once.
+func lost(err error) bool {
+	_, connecting := errors.AsType[*pgconn.ConnectError](err)
+	return !connecting && !errors.Is(err, errNotNow) && !errors.Is(err, ErrSuperseded) && !errors.Is(err, context.Canceled) && cut(err)
+}
+
 func (s server) readOnly(why string) error {
 	return fmt.Errorf("database: %s may only be read (%s): name the primary, or let freshen write", s.name(), why)
 }

@@ -15,11 +15,18 @@ type session struct {
 }
 
 func (s *session) close() error {
+	return errors.Join(s.forget(), s.conn.Close())
+}
+
+// forget closes what is prepared, which must come before the connection's end: the driver crashes on a statement whose
+// connection is gone.
+func (s *session) forget() error {
 	var errs []error
 	for _, stmt := range s.prepared {
 		errs = append(errs, stmt.Close())
 	}
-	return errors.Join(append(errs, s.conn.Close())...)
+	clear(s.prepared)
+	return errors.Join(errs...)
 }
 
 // begin begins a transaction. The connection may have been lost since the last one, so another is tried.
@@ -53,6 +60,7 @@ func (s *Store) undo(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWithin)
 	defer cancel()
 	if _, err := s.writer.ExecContext(ctx, `ROLLBACK`); err != nil {
+		_ = s.writer.forget()
 		_ = s.writer.conn.Raw(func(any) error { return driver.ErrBadConn })
 		_ = s.writer.close()
 		s.writer = nil
