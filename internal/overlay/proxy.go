@@ -1,5 +1,5 @@
-// Package overlay is the reverse proxy between the clients and the homeserver. Three answers are edited (/sync,
-// /keys/query and /versions), and only where something is to be added; every other byte passes as it came, in both
+// Package overlay is the reverse proxy between the clients and the homeserver. A few answers are edited (/sync, sliding
+// sync, /keys/changes, /keys/query and /versions), and only where something is to be added; every other byte passes as it came, in both
 // directions.
 package overlay
 
@@ -47,8 +47,9 @@ type Config struct {
 
 // Proxy is the handler for everything that is not freshen's own.
 type Proxy struct {
-	cfg   Config
-	proxy httputil.ReverseProxy
+	cfg    Config
+	proxy  httputil.ReverseProxy
+	sticky stickiness
 
 	stopping context.Context // done once Hurry was called
 	stop     context.CancelFunc
@@ -131,6 +132,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p.serveSync(w, r)
 	case routeKeysQuery:
 		p.serveKeysQuery(w, r)
+	case routeSliding, routeSlidingV4:
+		p.serveSliding(w, r, route(r) == routeSlidingV4)
+	case routeKeysChanges:
+		p.serveKeysChanges(w, r)
 	case routeVersions:
 		p.proxy.ServeHTTP(w, with(r, versionsExchange{}))
 	default:
@@ -145,6 +150,9 @@ const (
 	routeSync
 	routeKeysQuery
 	routeVersions
+	routeSliding
+	routeSlidingV4
+	routeKeysChanges
 )
 
 // route names the edited routes. It looks at the path as it was sent: an odd spelling of one is the homeserver's to
@@ -159,6 +167,12 @@ func route(r *http.Request) routeName {
 		return routeSync
 	case r.Method == http.MethodPost && (path == "v3/keys/query" || path == "r0/keys/query" || path == "unstable/keys/query"):
 		return routeKeysQuery
+	case r.Method == http.MethodPost && path == "unstable/org.matrix.simplified_msc3575/sync":
+		return routeSliding
+	case r.Method == http.MethodPost && path == "v4/sync":
+		return routeSlidingV4
+	case r.Method == http.MethodGet && (path == "v3/keys/changes" || path == "r0/keys/changes" || path == "unstable/keys/changes"):
+		return routeKeysChanges
 	case r.Method == http.MethodGet && path == "versions":
 		return routeVersions
 	}
