@@ -77,7 +77,7 @@ func (s *slider) post(ctx context.Context, query, body string) <-chan reply {
 	return replies
 }
 
-func (s *slider) next() *slidingCall {
+func (s *slider) nextSliding() *slidingCall {
 	s.t.Helper()
 	return await(s.t, s.script.calls, "a sliding sync at the homeserver")
 }
@@ -86,7 +86,7 @@ func (s *slider) next() *slidingCall {
 func (s *slider) exchange(conn, pos, extensions, answer string) string {
 	s.t.Helper()
 	replies := s.post(s.t.Context(), first(s.asks(conn, pos, 0, extensions)), second(s.asks(conn, pos, 0, extensions)))
-	s.next().ok(answer)
+	s.nextSliding().ok(answer)
 	r := await(s.t, replies, "the answer of sliding sync")
 	if r.err != nil || r.status != http.StatusOK {
 		s.t.Fatalf("sliding sync: %d %s %v", r.status, r.body, r.err)
@@ -136,13 +136,13 @@ func TestAWaitingSlidingSyncIsWoken(t *testing.T) {
 		bob := s.remote().has("bob", "DEV1")
 		query, body := s.asks("encryption", "p1", 30000, e2ee)
 		replies := s.post(t.Context(), query, body)
-		call := s.next()
+		call := s.nextSliding()
 		if call.query != query || call.body != body {
 			t.Errorf("the homeserver got ?%s %s, want it byte for byte: ?%s %s", call.query, call.body, query, body)
 		}
 		s.refreshed(aliceToken, bob)
 		await(t, call.gone, "the end of the abandoned poll")
-		again := s.next()
+		again := s.nextSliding()
 		wantQuery := strings.Replace(query, "timeout=30000", "timeout=0", 1)
 		wantBody := strings.Replace(body, `"timeout": 30000 `, `"timeout": 0 `, 1)
 		if again.query != wantQuery || again.body != wantBody {
@@ -165,11 +165,12 @@ func TestAWaitingSlidingSyncIsWoken(t *testing.T) {
 func TestAConnectionWithoutE2EEIsLeftAlone(t *testing.T) {
 	sliding(t, func(t *testing.T, s *slider) {
 		bob := s.remote().has("bob", "DEV1")
+		s.introduce(aliceToken, alice)
 		const answer = `{"pos":"r2","rooms":{}}`
 		for _, extensions := range []string{`{}`, `{"e2ee":{"enabled":false}}`, `{"to_device":{"enabled":true}}`} {
 			query, body := s.asks("room-list", "r1", 30000, extensions)
 			replies := s.post(t.Context(), query, body)
-			call := s.next()
+			call := s.nextSliding()
 			s.refreshed(aliceToken, bob)
 			s.settle()
 			select {
@@ -191,7 +192,7 @@ func TestAConnectionWithoutE2EEIsLeftAlone(t *testing.T) {
 func TestStickyE2EEIsLearntFromTheHomeserver(t *testing.T) {
 	sliding(t, func(t *testing.T, s *slider) {
 		bob := s.remote().has("bob", "DEV1")
-		s.refreshed(carolToken, bob)
+		s.introduce(aliceToken, alice)
 		wantSliding(t, s.exchange("c", "p1", e2ee, `{"pos":"p2"}`))
 		s.refreshed(aliceToken, bob)
 		wantSliding(t, s.exchange("c", "p2", `{}`, `{"pos":"p3"}`))
@@ -213,7 +214,7 @@ func TestStickyE2EEIsLearntFromTheHomeserver(t *testing.T) {
 func TestAFirstSlidingSyncCarriesNothing(t *testing.T) {
 	sliding(t, func(t *testing.T, s *slider) {
 		bob := s.remote().has("bob", "DEV1")
-		wantSliding(t, s.exchange("c", "p1", e2ee, `{"pos":"p2"}`))
+		s.introduce(aliceToken, alice)
 		s.refreshed(aliceToken, bob)
 		const answer = `{"pos":"p3","extensions":{"e2ee":{}}}`
 		if got := s.exchange("c", "", e2ee, answer); got != answer {
@@ -237,7 +238,7 @@ func TestOddSlidingRequestsPass(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			sliding(t, func(t *testing.T, s *slider) {
 				replies := s.post(t.Context(), "pos=p1&timeout=0", body)
-				call := s.next()
+				call := s.nextSliding()
 				if call.body != body {
 					t.Errorf("the homeserver got %d bytes, not the %d of the client", len(call.body), len(body))
 				}
@@ -308,7 +309,7 @@ func TestACompressedSlidingRequestPasses(t *testing.T) {
 			}
 			done <- err
 		}()
-		call := s.next()
+		call := s.nextSliding()
 		if call.body != "\x1f\x8b\x08\x00" || call.header.Get("Content-Encoding") != "gzip" {
 			t.Errorf("the homeserver got %q %v", call.body, call.header)
 		}

@@ -22,6 +22,7 @@ import (
 	"freshen/internal/announce"
 	"freshen/internal/homeserver"
 	"freshen/internal/kept"
+	"freshen/internal/overlay/wire"
 	"freshen/internal/rooms"
 )
 
@@ -34,22 +35,21 @@ type Refresher interface {
 type Config struct {
 	// Homeserver is the upstream: scheme, host, and a path to put in front if there is one.
 	Homeserver *url.URL
-	// Transport reaches it; nil for [NewTransport].
-	Transport http.RoundTripper
-	Who       *homeserver.Client
-	Announcer *announce.Announcer
-	Lists     *kept.Lists
-	Rooms     *rooms.Rooms
-	Refresher Refresher
-	Log       *slog.Logger
-	Now       func() time.Time
+	Who        *homeserver.Client
+	Announcer  *announce.Announcer
+	Lists      *kept.Lists
+	Rooms      *rooms.Rooms
+	Refresher  Refresher
+	Log        *slog.Logger
+	Now        func() time.Time
 }
 
 // Proxy is the handler for everything that is not freshen's own.
 type Proxy struct {
-	cfg    Config
-	proxy  httputil.ReverseProxy
-	sticky stickiness
+	cfg       Config
+	transport *transport
+	proxy     httputil.ReverseProxy
+	sticky    stickiness
 
 	stopping context.Context // done once Hurry was called
 	stop     context.CancelFunc
@@ -57,14 +57,11 @@ type Proxy struct {
 
 // New returns a proxy. It starts nothing.
 func New(cfg Config) *Proxy {
-	if cfg.Transport == nil {
-		cfg.Transport = NewTransport()
-	}
-	p := &Proxy{cfg: cfg}
+	p := &Proxy{cfg: cfg, transport: newTransport(cfg.Homeserver)}
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.proxy = httputil.ReverseProxy{
 		Rewrite:        p.rewrite,
-		Transport:      hurrier{cfg.Transport},
+		Transport:      hurrier{p.transport},
 		ModifyResponse: p.edit,
 		ErrorHandler:   p.failed,
 		FlushInterval:  -1, // what the homeserver has said, the client hears at once
@@ -81,16 +78,43 @@ func (p *Proxy) Hurry() { p.stop() }
 // Close closes the connections that are not in use.
 func (p *Proxy) Close() {
 	p.stop()
-	if closer, ok := p.cfg.Transport.(interface{ CloseIdleConnections() }); ok {
-		closer.CloseIdleConnections()
-	}
+	p.transport.CloseIdleConnections()
 }
 
-// NewTransport returns the connections to the homeserver: as many as there are requests, kept for less long than the
-// homeserver keeps them (Twisted: 60 s), so that none is used in the moment in which it is closed.
-func NewTransport() *http.Transport {
+// transport is the connections to the homeserver: as many as there are requests. Most requests have no body and go over
+// the cheaper ones of package wire.
+type transport struct {
+	bodiless *wire.Transport // nil where the homeserver is reached by TLS
+	rest     *http.Transport
+}
+
+func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	if t.bodiless != nil && t.bodiless.Takes(req) {
+		return t.bodiless.RoundTrip(req)
+	}
+	return t.rest.RoundTrip(req)
+}
+
+func (t *transport) CloseIdleConnections() {
+	if t.bodiless != nil {
+		t.bodiless.CloseIdleConnections()
+	}
+	t.rest.CloseIdleConnections()
+}
+
+// newTransport keeps connections for less long than the homeserver keeps them (Twisted: 60 s), so that none is used in
+// the moment in which it is closed.
+func newTransport(homeserver *url.URL) *transport {
 	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
-	return &http.Transport{
+	t := &transport{}
+	if homeserver.Scheme == "http" {
+		addr := homeserver.Host
+		if homeserver.Port() == "" {
+			addr = net.JoinHostPort(homeserver.Hostname(), "80")
+		}
+		t.bodiless = wire.New(addr)
+	}
+	t.rest = &http.Transport{
 		DialContext:           dialer.DialContext,
 		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:   10 * time.Second,
@@ -100,6 +124,7 @@ func NewTransport() *http.Transport {
 		DisableCompression:    true, // the client's own wish passes
 		WriteBufferSize:       16 << 10,
 	}
+	return t
 }
 
 // exchange is what one of the edited routes knows about its request. It travels in the request's context.
