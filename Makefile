@@ -9,6 +9,8 @@ FUZZTIME  ?= 30s
 BENCHTIME ?= 1s
 BENCH     ?= .
 PARTS     ?=
+KILLS     ?= 200
+SEED      ?= 0
 # For one package's tests; the homeservers of some take their time on a small machine.
 TIMEOUT   ?= 20m
 
@@ -19,7 +21,7 @@ SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test lint bench microbench fuzz go compiler dendrite clean
+.PHONY: help build demo test soak lint bench microbench fuzz go compiler servers dendrite clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,8 +35,11 @@ demo: go ## Watch freshen between two real homeservers (KEEP=1 leaves them runni
 	@echo 'that takes minutes. All that it starts listens on loopback addresses alone.'
 	$(GO) run -tags $(TAGS) ./cmd/freshen-demo $(if $(filter-out 0,$(KEEP)),--keep)
 
-test: go compiler dendrite ## Run all tests, with the race detector and real homeservers
+test: go compiler servers dendrite ## Run all tests, with the race detector and real homeservers
 	$(GO) test -race -tags $(TAGS) -timeout $(TIMEOUT) ./...
+
+soak: go compiler servers ## Kill freshen KILLS=200 times under load, on SQLite and on Postgres, and upset three instances (SEED= of a run that failed)
+	CI=$${CI:-true} $(GO) test -race -tags $(TAGS) -count=1 -timeout 3h -v -run 'TestCrash|TestThreeInstances' ./soak -kills $(KILLS) -seed $(SEED)
 
 lint: go ## Look for mistakes: gofmt, go vet, golangci-lint
 	@unformatted=$$(gofmt -l .); \
@@ -43,7 +48,7 @@ lint: go ## Look for mistakes: gofmt, go vet, golangci-lint
 	@echo 'golangci-lint comes through tools/go.mod; building it takes about a minute the first time.'
 	$(LINTER) run ./...
 
-bench: go ## Measure freshen beside a direct connection and print a table (4 minutes; PARTS=sync,wake for some)
+bench: go ## Measure freshen beside a direct connection and print a table (5 minutes; PARTS=sync,wake for some)
 	$(GO) build -o $(BIN)/bench ./internal/bench
 	$(BIN)/bench $(if $(PARTS),-only $(PARTS))
 
@@ -75,6 +80,24 @@ compiler:
 		apt-get update -q && apt-get install -y -q --no-install-recommends gcc libc6-dev; \
 	else \
 		echo 'The race detector needs a C compiler: as root, apt-get install -y gcc libc6-dev' >&2; exit 1; \
+	fi
+
+# The tests start their own Postgres and nginx from the programs of these packages, on free ports and in temporary
+# directories. The packages' own services are of no use: policy-rc.d, by which Debian's packages ask whether they may start
+# what they bring, says no while they are installed, and they are taken out of what starts with the machine.
+servers:
+	@missing=; \
+	command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=' postgresql'; \
+	PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || missing+=' nginx'; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing what tests start, and no service that runs: apt-get install$$missing"; \
+		policy=/usr/sbin/policy-rc.d; \
+		if [ ! -e $$policy ]; then trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' > $$policy; chmod 755 $$policy; fi; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
+		! command -v systemctl >/dev/null || for package in $$missing; do systemctl disable -q "$$package" || true; done; \
+	else \
+		echo "Tests that need these Debian packages are left out (with CI set, they fail): as root, apt-get install$$missing" >&2; \
 	fi
 
 # The tests build Dendrite by themselves; here it is compiled into Go's build cache beforehand, where its progress shows

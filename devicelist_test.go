@@ -66,10 +66,17 @@ func TestParseDeviceList(t *testing.T) {
 
 		{name: "inner user ID hidden by case", body: body(device("OK"), `{"device_id": "A", "keys": {"user_id": "@eve:b.org", "User_ID": "@bob:b.org"}}`), devices: []id.DeviceID{"OK"}, dropped: drops{freshen.DropOtherID: 1}},
 		{name: "a name twice", body: body(device("B"), `{"device_id": "A", "keys": {"user_id": "@eve:b.org", "user_id": "@bob:b.org"}}`), devices: []id.DeviceID{"B"}, dropped: drops{freshen.DropNoObject: 1}},
+		{name: "a name twice, deep inside", body: body(device("B"), `{"device_id": "A", "keys": {"signatures": {"@bob:b.org": {"ed25519:A": "x", "ed25519:A": "y"}}}}`), devices: []id.DeviceID{"B"}, dropped: drops{freshen.DropNoObject: 1}},
+		{name: "a name twice, beside the keys", body: body(device("B"), `{"device_id": "A", "keys": {}, "org.new": [{"x": 1, "x": 2}]}`), devices: []id.DeviceID{"B"}, dropped: drops{freshen.DropNoObject: 1}},
+		{name: "a name in escapes", body: body(`{"device\u005fid": "\u0041", "k\u0065ys": {"user_id": "\u0040bob:b.org", "device\u005fid": "A"}}`), devices: []id.DeviceID{"A"}},
+		{name: "inner user ID hidden by escapes", body: body(device("OK"), `{"device_id": "A", "keys": {"user\u005fid": "@eve:b.org"}}`), devices: []id.DeviceID{"OK"}, dropped: drops{freshen.DropOtherID: 1}},
 		{name: "no UTF-8", body: body(device("B"), "{\"device_id\": \"A\", \"keys\": {\"x\": \"\xff\"}}"), devices: []id.DeviceID{"B"}, dropped: drops{freshen.DropNoObject: 1}},
 		{name: "half a surrogate pair", body: body(device("B"), `{"device_id": "A", "keys": {"x": "\ud800"}}`), devices: []id.DeviceID{"B"}, dropped: drops{freshen.DropNoObject: 1}},
 		{name: "nested too deeply", body: body(device("B"), `{"device_id": "A", "keys": {"x": "[[{{", "y": `+strings.Repeat("[", 31)+strings.Repeat("]", 31)+`}}`), devices: []id.DeviceID{"B"}, dropped: drops{freshen.DropNoObject: 1}},
 		{name: "nested as deeply as may be", body: body(`{"device_id": "A", "keys": {"x": "[[\"{{", "y": ` + strings.Repeat("[", 30) + strings.Repeat("]", 30) + `}}`), devices: []id.DeviceID{"A"}},
+
+		{name: "keys too long", body: body(device("B"), `{"device_id": "A", "keys": {"x": "`+strings.Repeat("x", 64<<10)+`"}}`), devices: []id.DeviceID{"B"}, dropped: drops{freshen.DropNoObject: 1}},
+		{name: "long keys", body: body(`{"device_id": "A", "keys": {"x": "` + strings.Repeat("x", 63<<10) + `"}}`), devices: []id.DeviceID{"A"}},
 
 		{name: "no device that can be used", body: body("5", `{"device_id": "A"}`), fails: "none of the 2 devices"},
 		{name: "null", body: "null", fails: "no user_id"},
@@ -82,9 +89,11 @@ func TestParseDeviceList(t *testing.T) {
 		{name: "the same user in other capitals", body: strings.Replace(body(), "@bob", "@Bob", 1), fails: "another user's"},
 		{name: "no devices", body: `{"user_id": "@bob:b.org"}`, fails: "no devices"},
 		{name: "devices null", body: `{"user_id": "@bob:b.org", "devices": null}`, fails: "no devices"},
+		{name: "user_id no string", body: `{"user_id": 5, "devices": []}`, fails: "no string"},
 		{name: "devices an object", body: `{"user_id": "@bob:b.org", "devices": {}}`, fails: "no device list"},
 		{name: "too many devices", body: body(strings.Split(strings.Repeat("5,", freshen.MaxDevices)+"5", ",")...), fails: "over the limit of 10000"},
 		{name: "too long", body: strings.Repeat(" ", freshen.MaxDeviceListBytes+1), fails: "over the limit"},
+		{name: "half of a device", body: body(device("A"))[:70], fails: "no device list"},
 		{name: "nested without end", body: `{"user_id": "@bob:b.org", "devices": ` + strings.Repeat("[", 100_000), fails: "no device list"},
 	} {
 		t.Run(row.name, func(t *testing.T) {

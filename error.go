@@ -83,8 +83,8 @@ const (
 type Failure struct {
 	Destination string
 	Reason      Reason
-	// Sentence says in plain English what failed and where, without the next try: "matrix.example.org:8448, the server
-	// of example.org, refused the connection."
+	// Sentence says in plain English what failed, where, and what led there, without the next try: "The well-known of
+	// example.org names matrix.example.org:8448, which refused the connection."
 	Sentence string
 	// Status is the HTTP status for ReasonHTTP and, where there was one, for ReasonBadResponse; else 0.
 	Status int

@@ -8,6 +8,7 @@
 package freshen
 
 import (
+	"net/netip"
 	"strings"
 
 	"maunium.net/go/mautrix/id"
@@ -65,6 +66,12 @@ func ValidServerName(name string) bool {
 	parsed := id.ParseServerName(name)
 	if parsed == nil || parsed.Port > 65535 {
 		return false
+	}
+	if strings.HasPrefix(name, "[") {
+		// The grammar itself takes anything made of the right characters. What is no address could never be asked.
+		if addr, err := netip.ParseAddr(parsed.Host); err != nil || !addr.Is6() {
+			return false
+		}
 	}
 	if _, hasPort := splitPort(name); hasPort && parsed.Port == 0 {
 		return false

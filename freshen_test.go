@@ -26,7 +26,7 @@ func TestParseUserID(t *testing.T) {
 		}
 	}
 	for _, text := range []string{
-		"", "bob", "bob:b.org", "@bob", "@:b.org", "@bob:", "@bob:b_org", "@bob:b.org:", "@bob:b.org:0", "@bob:b.org:65536", "@bob:b.org:1:2", "@bob:[::1", "@bob:b.org/",
+		"", "bob", "bob:b.org", "@bob", "@:b.org", "@bob:", "@bob:b_org", "@bob:b.org:", "@bob:b.org:0", "@bob:b.org:65536", "@bob:b.org:1:2", "@bob:[::1", "@bob:[1.2.3.4]", "@bob:[...]", "@bob:[abcd]:1", "@bob:b.org/",
 		"@b b:b.org", "@b\nb:b.org", "@b\x00b:b.org", "@b\x7fb:b.org", "@bé:b.org", "@bob:bé.org", "@b\xff:b.org", "#bob:b.org", long + "x", "@bob:http://b.org", "@bob:b.org?x", "@bob: b.org",
 	} {
 		user, server, err := freshen.ParseUserID(text)

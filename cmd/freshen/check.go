@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -11,11 +12,13 @@ import (
 
 	"freshen/internal/config"
 	"freshen/internal/federation"
+	"freshen/internal/store"
 )
 
 type checkCmd struct{}
 
-// Run looks at the file alone, and at what it names on this machine's disk: it connects to nothing and changes nothing.
+// Run looks at the file alone, and at what it names on this machine's disk, an SQLite database included: it connects to
+// nothing and changes nothing.
 func (*checkCmd) Run(line *cli, to console) error {
 	cfg, path, err := line.load()
 	if err != nil {
@@ -48,10 +51,12 @@ func checkFiles(cfg *config.Config) (warning string, err error) {
 			wrong["federation.ca_file"] = why
 		}
 	}
-	if cfg.Database.URL != nil {
-		wrong["database"] = "is a Postgres server, which this version of freshen cannot use: name an SQLite file"
-	} else if why := noPlaceForDatabase(cfg.Database.Path); why != "" {
-		wrong["database"] = why
+	if cfg.Database.URL == nil {
+		if why := noPlaceForDatabase(cfg.Database.Path); why != "" {
+			wrong["database"] = why
+		} else if err := store.CheckFile(context.Background(), cfg.Database.Path); err != nil {
+			wrong["database"] = strings.TrimPrefix(err.Error(), "database: ")
+		}
 	}
 	return warning, cfg.Reject(wrong)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	stdlog "log"
 	"log/slog"
 	"os/signal"
 	"syscall"
@@ -23,6 +24,7 @@ func (*serveCmd) Run(line *cli, to console) (err error) {
 		return err
 	}
 	log := newLogger(to.err, cfg.Log)
+	tameStandardLogger(log)
 	ctx, restore := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer restore()
 
@@ -61,4 +63,11 @@ func newLogger(w io.Writer, cfg config.Log) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(w, options))
 	}
 	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// tameStandardLogger makes what Go's standard logger is told debug messages of log. net/http tells it of each frame and
+// byte that a server sends unasked: strangers could fill the disk with lines of their own making.
+func tameStandardLogger(log *slog.Logger) {
+	stdlog.SetFlags(0)
+	stdlog.SetOutput(slog.NewLogLogger(log.Handler(), slog.LevelDebug).Writer())
 }

@@ -89,12 +89,12 @@ func Open(ctx context.Context, s *store.Store, r *rooms.Rooms, log *slog.Logger,
 	}, nil
 }
 
-// Announced adds what has just been committed and wakes the polls that it concerns. It does not block.
+// Announced adds what has just been committed, by this instance or another, and wakes the polls that it concerns. It comes
+// in the order of the positions; what comes again is passed over. It does not block.
 func (a *Announcer) Announced(all []store.Announcement) {
-	if len(all) == 0 {
+	if all = a.stream.add(all); len(all) == 0 {
 		return
 	}
-	a.stream.add(all)
 	a.reconsider(func(user id.UserID) bool {
 		for _, one := range all {
 			if one.Audience == "" || one.Audience == user {
@@ -113,6 +113,32 @@ func (a *Announcer) Explore(who id.UserID, cred homeserver.Credentials, target i
 // Shares asks whether who shares a room with target.
 func (a *Announcer) Shares(ctx context.Context, who id.UserID, cred homeserver.Credentials, target id.UserID) (bool, error) {
 	return a.rooms.Shares(ctx, who, cred, target)
+}
+
+// Sharing asks which of the users share a room with target, with the credentials of a poll that each has in flight. Who
+// has none, and about whom the homeserver does not answer in time, is in neither.
+func (a *Announcer) Sharing(ctx context.Context, users []id.UserID, target id.UserID) (yes, no []id.UserID) {
+	polling := map[id.UserID]homeserver.Credentials{}
+	for _, d := range a.all() {
+		if !slices.Contains(users, d.who.UserID) {
+			continue
+		}
+		d.mu.Lock()
+		if p := d.newest(); p != nil {
+			polling[d.who.UserID] = p.cred
+		}
+		d.mu.Unlock()
+	}
+	for user, cred := range polling {
+		switch shares, err := a.rooms.Shares(ctx, user, cred, target); {
+		case err != nil:
+		case shares:
+			yes = append(yes, user)
+		default:
+			no = append(no, user)
+		}
+	}
+	return yes, no
 }
 
 // Head is the position of the newest announcement.

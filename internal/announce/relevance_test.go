@@ -3,6 +3,7 @@ package announce_test
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -185,5 +186,24 @@ func TestExploreWakesTheOthersInTheRoom(t *testing.T) {
 				t.Errorf("alice shares a room with dave: %v (%v)", shares, err)
 			}
 		})
+	}
+}
+
+// Whether somebody still shares a room with a target is asked with the request that they have in flight, and nobody is
+// spoken for who has none.
+func TestSharing(t *testing.T) {
+	w := newWorld(t, hstest.MutualStable)
+	w.rooms(map[id.RoomID][]id.UserID{room: {alice, bob}})
+	defer w.device(alice, "PHONE").begin("s0").End()
+	defer w.device(carol, "PHONE").begin("s0").End()
+	yes, no := w.announcer.Sharing(t.Context(), []id.UserID{alice, carol, erin}, bob)
+	if !slices.Equal(yes, []id.UserID{alice}) || !slices.Equal(no, []id.UserID{carol}) {
+		t.Errorf("%v share a room and %v do not", yes, no)
+	}
+	w.hs.HandleFunc("/_matrix/client/v1/mutual_rooms", func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusInternalServerError) })
+	w.hs.HandleFunc("/_matrix/client/v3/joined_rooms", func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusInternalServerError) })
+	w.clock.advance(time.Hour)
+	if yes, no := w.announcer.Sharing(t.Context(), []id.UserID{alice, carol}, bob); len(yes)+len(no) > 0 {
+		t.Errorf("the homeserver says nothing, and %v share a room and %v do not", yes, no)
 	}
 }

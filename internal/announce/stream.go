@@ -29,14 +29,15 @@ func newStream(all []store.Announcement, head int64) *stream {
 	return s
 }
 
-// add appends announcements, whose positions come in order. What it has already is passed over.
-func (s *stream) add(all []store.Announcement) {
+// add appends announcements, whose positions come in order. What it has already is passed over; the rest it returns.
+func (s *stream) add(all []store.Announcement) (added []store.Announcement) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, a := range all {
 		if a.Position <= s.head {
 			continue
 		}
+		added = append(added, a)
 		s.entries = append(s.entries, a)
 		s.current[subject{a.Target, a.Audience}] = a.Position
 		s.head = a.Position
@@ -44,6 +45,7 @@ func (s *stream) add(all []store.Announcement) {
 	if len(s.entries) > 64 && len(s.entries) > 2*len(s.current) {
 		s.entries = slices.DeleteFunc(s.entries, s.stale)
 	}
+	return added
 }
 
 // forget drops the announcements that are older than before, in milliseconds since 1970.

@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// adminHandler answers the site's own monitoring: /health says that the process runs, /ready that the database answers.
+// adminHandler answers the site's own monitoring: /health says that the process runs, which is all that what passes
+// through needs; /ready that the database answers as well.
 func (a *App) adminHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
@@ -15,7 +16,12 @@ func (a *App) adminHandler() http.Handler {
 	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, r *http.Request) {
 		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 		defer cancel()
-		if err := a.store.Ready(ctx); err != nil {
+		e := a.engine.Load()
+		if e == nil {
+			http.Error(w, "the database is away", http.StatusServiceUnavailable)
+			return
+		}
+		if err := e.store.Ready(ctx); err != nil {
 			a.log.Error("not ready: the database does not answer", "err", err)
 			http.Error(w, "the database does not answer", http.StatusServiceUnavailable)
 			return

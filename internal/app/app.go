@@ -9,19 +9,14 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"freshen/internal/announce"
 	"freshen/internal/clientapi"
 	"freshen/internal/config"
 	"freshen/internal/federation"
 	"freshen/internal/homeserver"
-	"freshen/internal/kept"
-	"freshen/internal/limit"
 	"freshen/internal/overlay"
-	"freshen/internal/refresh"
-	"freshen/internal/retry"
-	"freshen/internal/rooms"
 	"freshen/internal/store"
 )
 
@@ -30,16 +25,18 @@ import (
 const grace = 10 * time.Second
 
 // App is freshen, open and listening. Run serves; Close gives everything back.
+//
+// What passes through needs no database. If that is away when freshen starts, everything passes all the same, refreshes
+// are refused, and it is tried again until it is there; from then on nothing tells that it was not.
 type App struct {
+	cfg        *config.Config
 	log        *slog.Logger
-	store      *store.Store
+	now        func() time.Time
 	hs         *homeserver.Client
 	federation *federation.Client
-	announcer  *announce.Announcer
-	lists      *kept.Lists
-	engine     *refresh.Engine
-	worker     *retry.Worker
 	proxy      *overlay.Proxy
+	engine     atomic.Pointer[engine] // nil while the database is away since the start
+	away       error                  // why it was away
 
 	public, admin net.Listener
 	handler       http.Handler
@@ -47,24 +44,27 @@ type App struct {
 	closed        sync.Once
 }
 
-// Open reads the signing key, opens the database and takes the ports. Its errors are sentences for the administrator.
-func Open(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *App, err error) {
-	a := &App{log: log, grace: grace}
+// Open reads the signing key, opens the database and takes the ports. Its errors are sentences for the administrator. A
+// database that is away is none, but one that can be reached and not be used is.
+func Open(ctx context.Context, cfg *config.Config, log *slog.Logger) (*App, error) {
+	return open(ctx, cfg, log, time.Now)
+}
+
+func open(ctx context.Context, cfg *config.Config, log *slog.Logger, now func() time.Time) (_ *App, err error) {
+	a := &App{cfg: cfg, log: log, now: now, grace: grace}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.Close())
 		}
 	}()
-	if err := a.openFederation(cfg); err != nil {
+	if err := a.openFederation(); err != nil {
 		return nil, err
 	}
-	if a.store, err = store.Open(ctx, store.Config{
-		Path: cfg.Database.Path, URL: cfg.Database.URL, PerDestination: limit.Rate(cfg.Limits.PerDestination),
-		SuccessFor: cfg.Cache.Success, FailureFor: cfg.Cache.Failure, Log: log,
-	}); err != nil {
-		return nil, err
-	}
-	if err := a.openEngine(ctx, cfg); err != nil {
+	a.openHandler()
+	err = a.openEngine(ctx)
+	if away, ok := errors.AsType[*store.UnreachableError](err); ok {
+		a.away = away
+	} else if err != nil {
 		return nil, err
 	}
 	if a.public, err = listen(ctx, "listen", cfg.Listen); err != nil {
@@ -73,73 +73,36 @@ func Open(ctx context.Context, cfg *config.Config, log *slog.Logger) (_ *App, er
 	if a.admin, err = listen(ctx, "admin.listen", cfg.Admin.Listen); err != nil {
 		return nil, err
 	}
-	// Not before the ports are ours: another freshen that has them may have this database as well.
-	if err := a.settle(ctx, cfg); err != nil {
-		return nil, err
-	}
 	return a, nil
 }
 
-func (a *App) openFederation(cfg *config.Config) error {
-	key, warning, err := federation.ReadSigningKey(cfg.Homeserver.SigningKey)
+func (a *App) openFederation() error {
+	key, warning, err := federation.ReadSigningKey(a.cfg.Homeserver.SigningKey)
 	if err != nil {
 		return fmt.Errorf("homeserver.signing_key: %w", err)
 	}
 	if warning != "" {
 		a.log.Warn("the signing key is not safe", "warning", warning)
 	}
-	roots, err := federation.LoadRoots(cfg.Federation.CAFile)
+	roots, err := federation.LoadRoots(a.cfg.Federation.CAFile)
 	if err != nil {
 		return fmt.Errorf("federation.ca_file: %w", err)
 	}
 	a.federation, err = federation.New(federation.Config{
-		ServerName:    cfg.Homeserver.Name,
+		ServerName:    a.cfg.Homeserver.Name,
 		Key:           key,
 		Roots:         roots,
-		AllowNetworks: cfg.Federation.AllowNetworks,
-		UserAgent:     fmt.Sprintf("freshen/%s (device lists for %s)", Version(), cfg.Homeserver.Name),
+		AllowNetworks: a.cfg.Federation.AllowNetworks,
+		UserAgent:     fmt.Sprintf("freshen/%s (device lists for %s)", Version(), a.cfg.Homeserver.Name),
 	})
 	return err
 }
 
-func (a *App) openEngine(ctx context.Context, cfg *config.Config) (err error) {
-	a.hs = homeserver.New(cfg.Homeserver.URL, nil)
-	if a.lists, err = kept.Load(ctx, a.store, a.log); err != nil {
-		return fmt.Errorf("database: the kept device lists cannot be read: %w", err)
-	}
-	neighbours := rooms.New(a.hs, cfg.Homeserver.Name, time.Now, a.lists.Shared)
-	if a.announcer, err = announce.Open(ctx, a.store, neighbours, a.log, time.Now); err != nil {
-		return fmt.Errorf("database: the announcements cannot be read: %w", err)
-	}
-	// What is kept is known before the clients are told to ask for it.
-	a.store.OnCommit(func(c store.Committed) {
-		a.lists.Put(c.Kept)
-		a.announcer.Announced(c.Announced)
-	})
-	a.engine = refresh.New(refresh.Config{
-		ServerName:      cfg.Homeserver.Name,
-		Timeout:         cfg.Federation.Timeout,
-		SuccessFor:      cfg.Cache.Success,
-		FailureFor:      cfg.Cache.Failure,
-		PerUser:         limit.Rate(cfg.Limits.PerUser),
-		SharedRoomsOnly: cfg.Limits.SharedRoomsOnly,
-		ServerAllowed:   cfg.Federation.ServerAllowed,
-		Retry:           retry.Policy{First: cfg.Retry.First, Most: cfg.Retry.Most, GiveUpAfter: cfg.Retry.GiveUpAfter},
-		Fetching:        a.lists.Fetching,
-		Owed:            func() { a.worker.Poke() },
-	}, a.store, a.federation, a.announcer, a.log)
-	a.worker = retry.NewWorker(a.store, a.engine.Pay, a.log, time.Now)
-	a.proxy = overlay.New(overlay.Config{
-		Homeserver: cfg.Homeserver.URL,
-		Who:        a.hs,
-		Announcer:  a.announcer,
-		Lists:      a.lists,
-		Rooms:      neighbours,
-		Refresher:  a.engine,
-		Log:        a.log,
-		Now:        time.Now,
-	})
-	own := clientapi.New(a.hs, a.engine, a.log)
+// openHandler makes what serves with the database and without.
+func (a *App) openHandler() {
+	a.hs = homeserver.New(a.cfg.Homeserver.URL, nil)
+	a.proxy = overlay.New(overlay.Config{Homeserver: a.cfg.Homeserver.URL, Who: a.hs, Log: a.log, Now: a.now})
+	own := clientapi.New(a.hs, refresher{a}, a.log)
 	a.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if own.Match(r) {
 			own.ServeHTTP(w, r)
@@ -147,30 +110,6 @@ func (a *App) openEngine(ctx context.Context, cfg *config.Config) (err error) {
 		}
 		a.proxy.ServeHTTP(w, r)
 	})
-	return nil
-}
-
-// settle brings what is owed in line with this start: claims of the process before are void, and destinations that the
-// configuration denies by now are owed nothing.
-func (a *App) settle(ctx context.Context, cfg *config.Config) error {
-	if err := a.store.ReleaseClaims(ctx, time.Now()); err != nil {
-		return err
-	}
-	names, err := a.store.OwedDestinations(ctx)
-	if err != nil {
-		return fmt.Errorf("database: what is owed cannot be read: %w", err)
-	}
-	for _, name := range names {
-		if cfg.Federation.ServerAllowed(name) {
-			continue
-		}
-		dropped, err := a.store.DropDestination(ctx, name)
-		if err != nil {
-			return err
-		}
-		a.log.Info("dropped what was owed to a destination that the configuration denies", "destination", name, "debts", dropped)
-	}
-	return nil
 }
 
 // Addr is where clients are served.
@@ -186,9 +125,12 @@ func (a *App) Run(ctx context.Context) error {
 	defer cancel()
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
-	wg.Go(func() { a.announcer.Run(background) })
-	wg.Go(func() { a.worker.Run(background) })
-	wg.Go(func() { a.lists.Run(background, time.Now) })
+	wg.Go(func() {
+		// Who stops waits for no database.
+		if a.engine.Load() != nil || a.awaitEngine(ctx) {
+			a.engine.Load().run(background)
+		}
+	})
 
 	// Requests outlive ctx; this one ends what Shutdown leaves alone, connections that were upgraded.
 	requests, endRequests := context.WithCancel(background)
@@ -197,18 +139,18 @@ func (a *App) Run(ctx context.Context) error {
 	failed := make(chan error, 2)
 	wg.Go(func() { failed <- public.Serve(a.public) })
 	wg.Go(func() { failed <- admin.Serve(a.admin) })
-	a.logOwed(ctx)
 
 	var err error
 	select {
 	case <-ctx.Done():
 	case err = <-failed:
+		cancel()
 	}
 	a.proxy.Hurry()
 	last, cancelLast := context.WithTimeout(context.WithoutCancel(ctx), a.grace)
 	defer cancelLast()
 	// Who waits for a fetch must have an answer while there is time to give it.
-	defer time.AfterFunc(a.grace*4/5, a.engine.Close).Stop()
+	defer time.AfterFunc(a.grace*4/5, a.endRefreshes).Stop()
 	for _, server := range []*http.Server{public, admin} {
 		if server.Shutdown(last) != nil {
 			a.log.Warn("some requests did not end in time and were cut off", "after", a.grace)
@@ -216,18 +158,15 @@ func (a *App) Run(ctx context.Context) error {
 		}
 	}
 	endRequests()
-	a.engine.Close()
+	a.endRefreshes()
 	stop()
 	wg.Wait()
 	return err
 }
 
-func (a *App) logOwed(ctx context.Context) {
-	switch debts, err := a.store.Debts(ctx); {
-	case err != nil:
-		a.log.Error("cannot count what is owed", "err", err)
-	case debts > 0:
-		a.log.Info("device lists are owed from before and will be fetched", "debts", debts)
+func (a *App) endRefreshes() {
+	if e := a.engine.Load(); e != nil {
+		e.refresh.Close()
 	}
 }
 
@@ -252,23 +191,18 @@ func (a *App) Close() error {
 				}
 			}
 		}
-		if a.engine != nil {
-			a.engine.Close()
-		}
+		a.endRefreshes()
 		if a.proxy != nil {
 			a.proxy.Close()
 		}
-		if a.lists != nil {
-			a.lists.Close()
+		if e := a.engine.Load(); e != nil {
+			errs = append(errs, e.close())
 		}
 		if a.federation != nil {
 			a.federation.Close()
 		}
 		if a.hs != nil {
 			a.hs.CloseIdleConnections()
-		}
-		if a.store != nil {
-			errs = append(errs, a.store.Close())
 		}
 	})
 	return errors.Join(errs...)

@@ -61,7 +61,7 @@ func TestRunningRequestsEnd(t *testing.T) {
 func TestARunningRefreshIsOwedOverAShutdown(t *testing.T) {
 	w := newWorld(t, func(c *config.Config) { c.Federation.Timeout = time.Minute })
 	w.start()
-	w.app.SetGrace(time.Second)
+	w.app.SetGrace(5 * time.Second) // of which the last fifth is for the answer
 	r := w.remote()
 	bob := r.has("bob", "DEV1")
 	asked := make(chan struct{}, 10)
@@ -144,7 +144,7 @@ func TestOpenSaysWhatIsWrong(t *testing.T) {
 
 func spoilDatabase(t *testing.T, w *world, statement string) {
 	t.Helper()
-	db, err := sql.Open("sqlite", w.cfg.Database.Path)
+	db, err := sql.Open("sqlite", "file:"+w.cfg.Database.Path+"?_pragma=busy_timeout(5000)")
 	if err != nil {
 		t.Fatal(err)
 	}

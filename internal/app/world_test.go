@@ -40,7 +40,7 @@ const (
 	guestToken           = "guest-secret-token"
 
 	// patience is how long a test waits for what should happen at once.
-	patience = 20 * time.Second
+	patience = time.Minute
 )
 
 // world is freshen as it is wired for the command, between a scripted homeserver and scripted remote servers.
@@ -131,7 +131,12 @@ func (w *world) logger() *slog.Logger {
 
 func (w *world) start() {
 	w.t.Helper()
-	opened, err := app.Open(w.t.Context(), w.cfg, w.logger())
+	w.openWith(func(ctx context.Context) (*app.App, error) { return app.Open(ctx, w.cfg, w.logger()) })
+}
+
+func (w *world) openWith(open func(context.Context) (*app.App, error)) {
+	w.t.Helper()
+	opened, err := open(w.t.Context())
 	if err != nil {
 		w.t.Fatalf("opening freshen: %v", err)
 	}

@@ -27,6 +27,9 @@ var sections = []section{
 	{"splice", splicing},
 	{"wake", wakes},
 	{"refresh", refreshes},
+	{"federation", federating},
+	{"queue", queue},
+	{"day", days},
 }
 
 // bench is one run.
@@ -55,6 +58,8 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 			return serveUpstream(ctx, os.Stdin, out)
 		case roleFreshen:
 			return serveFreshen(ctx, args[1:], os.Stdin, out)
+		case roleRemote:
+			return serveRemote(ctx, args[1:], os.Stdin, out)
 		}
 	}
 	testing.Init()

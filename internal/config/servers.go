@@ -9,6 +9,10 @@ import "strings"
 // characters, ? is one, letters match in either case, and what is matched is the name without its port, IP literals
 // included. Going beyond it, a glob that ends in a port ("*:8448", "example.org:*") matches the whole name and so only
 // names that have a port written in them. A dot at the end of the host makes no other server of it.
+//
+// What is matched is the server name in the user ID alone, as server_acl does: where its well-known or SRV record leads
+// is not. Whoever denies example.org means its users, wherever they are hosted, and a denied name that merely hosts
+// others (a provider's) says nothing about those. What may be connected to is federation.allow_networks' business.
 func (f Federation) ServerAllowed(name string) bool {
 	return !matchesAny(f.DenyServers, name) && (len(f.AllowServers) == 0 || matchesAny(f.AllowServers, name))
 }

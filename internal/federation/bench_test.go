@@ -29,11 +29,7 @@ func benchmarkFetch(b *testing.B, devices int) {
 	listener := network.Listen("127.1.0.1:1")
 	name := listener.Addr().String()
 	user := id.UserID("@bob:" + name)
-	var ids []string
-	for i := range devices {
-		ids = append(ids, fmt.Sprintf("DEVICE%d", i))
-	}
-	body := listOf(user, ids...)
+	body := fedtest.NewPerson(user).List(devices, 1)
 	// The server does next to nothing, so that the ratio is the client's.
 	fedtest.ServeTLS1(b, listener, ca.Issue("127.0.0.1"), http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) { _, _ = rw.Write(body) }))
 

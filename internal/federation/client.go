@@ -3,9 +3,10 @@
 //
 // Any user may name any server of the world, so what is named decides nothing here: where it leads is found by the
 // specification's discovery (route.go, wellknown.go), every connection goes through one dialler that refuses private
-// and reserved networks (package dial), certificates are always verified, and time, bodies, headers, redirects, caches
-// and kept connections are all bounded. Proxies from the environment are not used: the dialler could not see where they
-// connect. Whatever goes wrong comes back as a [freshen.Failure] with a sentence for people.
+// and reserved networks (package dial), certificates are always verified, and time (in all and for each stage,
+// limits.go), what comes in (guard.go), bodies, headers, redirects, caches, kept connections (pools.go) and sockets are
+// all bounded. Proxies from the environment are not used: the dialler could not see where they connect. Whatever goes
+// wrong comes back as a [freshen.Failure] with a sentence for people.
 package federation
 
 import (
@@ -16,6 +17,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,9 +27,6 @@ import (
 	"freshen"
 	"freshen/internal/federation/dial"
 )
-
-// requestMostTime bounds a request whose context has no deadline, or a later one.
-const requestMostTime = 2 * time.Minute
 
 // Resolver looks names up, see [dial.Resolver]; *net.Resolver is one.
 type Resolver = dial.Resolver
@@ -54,6 +53,7 @@ type Config struct {
 type Client struct {
 	mx        *mxfed.Client
 	transport *transport
+	sockets   *dial.Sockets
 	now       func() time.Time
 
 	closing context.Context // done once Close was called
@@ -70,21 +70,26 @@ func New(cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("the federation client needs our server's name; %q is none", cfg.ServerName)
 	case cfg.Key == nil:
 		return nil, errors.New("the federation client needs our server's signing key; there is none")
+	case strings.ContainsFunc(cfg.UserAgent, func(r rune) bool { return r < ' ' || r > '~' }):
+		return nil, fmt.Errorf("the User-Agent %q must be printable ASCII", cfg.UserAgent)
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	dialer := &dial.Dialer{Resolver: cfg.Resolver, Allow: slices.Clone(cfg.AllowNetworks)}
-	router := &router{
+	c := &Client{now: cfg.Now}
+	c.closing, c.close = context.WithCancel(context.Background())
+	c.sockets = dial.NewSockets(maxSockets, func() { c.transport.pools.closeKept() })
+	dialer := &dial.Dialer{Resolver: cfg.Resolver, Allow: slices.Clone(cfg.AllowNetworks), Sockets: c.sockets}
+	c.transport = newTransport(&cfg, &router{
 		dialer:      dialer,
 		wellKnown:   newWellKnownClient(&cfg, dialer),
 		userAgent:   cfg.UserAgent,
 		now:         cfg.Now,
-		routes:      newCache[*route](maxCached),
-		delegations: newCache[delegation](maxCached),
-	}
-	c := &Client{transport: newTransport(&cfg, router), now: cfg.Now}
-	c.closing, c.close = context.WithCancel(context.Background())
+		closing:     c.closing,
+		routes:      newCache[*route](maxCached, maxCachedBytes),
+		delegations: newCache[delegation](maxCached, maxCachedBytes),
+		flights:     map[string]*flight{},
+	})
 	c.mx = &mxfed.Client{
 		HTTP: &http.Client{
 			Transport:     c.transport,
@@ -98,7 +103,7 @@ func New(cfg Config) (*Client, error) {
 	return c, nil
 }
 
-// Close ends all requests, waits for them, and closes the kept connections. Requests after it fail. It may be called
+// Close ends all requests, waits for them, and closes all connections. Requests after it fail. It may be called
 // more than once.
 func (c *Client) Close() {
 	c.mu.Lock()
@@ -106,7 +111,9 @@ func (c *Client) Close() {
 	c.mu.Unlock()
 	c.close()
 	c.running.Wait()
-	c.transport.http.CloseIdleConnections()
+	c.transport.router.running.Wait()
+	c.sockets.Close()
+	c.transport.pools.closeKept()
 }
 
 // errClosed is the cause of requests that Close ended or that came after it.
@@ -130,20 +137,35 @@ func (c *Client) FetchDeviceList(ctx context.Context, target id.UserID) (*freshe
 		}
 	}
 	defer c.running.Done()
-	ctx, cancel := context.WithTimeout(ctx, requestMostTime)
-	defer cancel()
-	defer context.AfterFunc(c.closing, cancel)()
+	if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) > requestMostTime {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, requestMostTime)
+		defer cancel()
+	}
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	defer context.AfterFunc(c.closing, func() { giveUp(errClosed) })()
 
-	started := time.Now()
-	a := &attempt{}
+	a := newAttempt(share(ctx, 1, requestMostTime), giveUp)
 	body, resp, err := c.mx.MakeFullRequest(context.WithValue(ctx, attemptKey{}, a), mxfed.RequestParams{
 		ServerName:   server,
 		Method:       http.MethodGet,
 		Path:         mxfed.URLPath{"v1", "user", "devices", target},
 		Authenticate: true,
 	})
+	unanswered := ctx.Err() != nil || resp == nil || err != nil && resp.StatusCode == http.StatusOK
+	defer func() {
+		bad := unanswered && !errors.Is(context.Cause(ctx), context.Canceled)
+		a.end(bad)
+		if a.pool != nil {
+			c.transport.pools.leave(a.pool, bad)
+		}
+	}()
 	failed := func(err error) error {
-		f := failing{server: server, attempt: a, ctxErr: ctx.Err(), took: time.Since(started), now: c.now()}
+		f := failing{server: server, attempt: a, ended: ctx.Err(), cause: context.Cause(ctx), now: c.now()}
+		if f.ended == nil && c.closing.Err() != nil {
+			f.cause = errClosed // which a shared discovery may have noticed first
+		}
 		return f.failure(resp, err)
 	}
 	if err != nil || resp.StatusCode != http.StatusOK {

@@ -5,20 +5,22 @@ import (
 	"net"
 	"net/http"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"maunium.net/go/mautrix/id"
 
-	"freshen"
+	"freshen/internal/federation/fedtest"
 )
 
 // TestDiscovery: each row is a way in which the specification lets a server be found. If one fails, users on servers that
 // are set up that way cannot be refreshed, or the server refuses us for a wrong Host or certificate name.
 func TestDiscovery(t *testing.T) {
+	t.Parallel()
 	for _, row := range []discoveryRow{
-		{name: "IPv4 literal", server: "127.1.0.1", at: "127.1.0.1:8448", cert: "127.1.0.1", host: "127.1.0.1"},
+		{name: "IPv4 literal", server: "127.1.0.1", at: "127.1.0.1:8448", cert: "127.1.0.1", host: "127.1.0.1", setup: func(w *world) {
+			w.wellKnown("127.1.0.1", "127.1.0.1", func(http.ResponseWriter, *http.Request) { w.Error("the well-known was asked") })
+		}},
 		{name: "IPv4 literal with port", server: "127.1.0.1:1234", at: "127.1.0.1:1234", cert: "127.1.0.1", host: "127.1.0.1:1234"},
 		{name: "IPv6 literal", server: "[fd00:1::1]", at: "[fd00:1::1]:8448", cert: "fd00:1::1", host: "[fd00:1::1]"},
 		{name: "IPv6 literal with port", server: "[fd00:1::1]:1234", at: "[fd00:1::1]:1234", cert: "fd00:1::1", host: "[fd00:1::1]:1234"},
@@ -88,7 +90,57 @@ func TestDiscovery(t *testing.T) {
 				w.wellKnown("www.b.test", "127.1.0.4", delegation("m.test:99"))
 			},
 		},
+		{
+			name: "well-known behind a redirect to another port of an IP literal", server: "b.test", at: "127.1.0.2:99", cert: "m.test", host: "m.test:99",
+			setup: func(w *world) {
+				w.dns.Host("b.test", "127.1.0.1")
+				w.dns.Host("m.test", "127.1.0.2")
+				w.wellKnown("b.test", "127.1.0.1", redirect("https://127.1.0.4:444/anything"))
+				fedtest.ServeTLS(w, w.net.Listen("127.1.0.4:444"), w.ca.Issue("127.1.0.4"), delegation("m.test:99"))
+			},
+		},
+		{
+			name: "well-known names a name with a well-known of its own, which is not asked", server: "b.test", at: "127.1.0.2:8448", cert: "m.test", host: "m.test",
+			setup: func(w *world) {
+				w.dns.Host("b.test", "127.1.0.1")
+				w.dns.Host("m.test", "127.1.0.2")
+				w.wellKnown("b.test", "127.1.0.1", delegation("m.test"))
+				w.wellKnown("m.test", "127.1.0.2", func(http.ResponseWriter, *http.Request) { w.Error("the second well-known was asked") })
+			},
+		},
+		{
+			name: "well-known names a name alone, and the SRV record is another's", server: "b.test", at: "127.1.0.2:8448", cert: "m.test", host: "m.test",
+			setup: func(w *world) {
+				w.dns.Host("b.test", "127.1.0.1")
+				w.dns.Host("m.test", "127.1.0.2")
+				w.dns.SRV("matrix-fed", "b.test", net.SRV{Target: "old.b.test", Port: 8448})
+				w.wellKnown("b.test", "127.1.0.1", delegation("m.test"))
+			},
+		},
+		delegatedTo("with capitals", "M.Test:99", "m.test", "M.Test:99"),
+		delegatedTo("with a dot at the end", "m.test.:99", "m.test", "m.test.:99"),
+		delegatedTo("in Punycode", "xn--bcher-kva.test:99", "xn--bcher-kva.test", "xn--bcher-kva.test:99"),
 		fallback("well-known is a 404", http.NotFound),
+		fallback("well-known is a 500", func(rw http.ResponseWriter, _ *http.Request) {
+			http.Error(rw, `{"m.server": "evil.test:1"}`, http.StatusInternalServerError)
+		}),
+		fallback("well-known is no content", func(rw http.ResponseWriter, _ *http.Request) { rw.WriteHeader(http.StatusNoContent) }),
+		fallback("well-known has another certificate", nil),
+		fallback("well-known is null", body("null")),
+		fallback("well-known is a list", body(`["m.server"]`)),
+		fallback("well-known names nothing", body(`{}`)),
+		fallback("well-known names a number", body(`{"m.server": 5}`)),
+		fallback("well-known names an empty string", delegation("")),
+		fallback("well-known names a URL", delegation("https://evil.test")),
+		fallback("well-known names a user", delegation("user@evil.test:1")),
+		fallback("well-known names a name in Unicode", delegation("bücher.test")),
+		fallback("well-known names a name with a space", delegation(" evil.test:1")),
+		fallback("well-known names a header", delegation(`evil.test:1\r\nX: y`)),
+		fallback("well-known names port 0", delegation("evil.test:0")),
+		fallback("well-known names port 65536", delegation("evil.test:65536")),
+		fallback("well-known names no port after the colon", delegation("evil.test:")),
+		fallback("well-known names an address that is none", delegation("[:::::]:1")),
+		fallback("well-known names an address with a zone", delegation("[fe80::1%eth0]:1")),
 		fallback("well-known is HTML", func(rw http.ResponseWriter, _ *http.Request) { _, _ = rw.Write([]byte("<html>")) }),
 		fallback("well-known names no server name", delegation("evil.test/path")),
 		fallback("well-known names a port that is none", delegation("evil.test:99999")),
@@ -125,6 +177,59 @@ func TestDiscovery(t *testing.T) {
 					net.SRV{Target: "last.test", Port: 9, Priority: 60}, net.SRV{Target: "n.test", Port: 1, Priority: 10},
 					net.SRV{Target: "n.test", Port: 2, Priority: 20}, net.SRV{Target: "inner.test", Port: 9, Priority: 30},
 					net.SRV{Target: "none.test", Port: 9, Priority: 40}, net.SRV{Target: "n.test", Port: 3, Priority: 50})
+			},
+		},
+		{
+			name: "SRV whose targets are other names, in order of priority", server: "b.test", at: "127.1.0.3:77", cert: "b.test", host: "b.test",
+			setup: func(w *world) {
+				w.dns.Host("node.test", "127.1.0.3")
+				w.dns.CNAME("alias.test", "alias2.test")
+				w.dns.CNAME("alias2.test", "node.test")
+				w.serveWith("127.1.0.3:78", w.ca.Issue("b.test")) // answers 404
+				w.dns.SRV("matrix-fed", "b.test",
+					net.SRV{Target: "node.test", Port: 78, Priority: 2, Weight: 100}, net.SRV{Target: "alias.test", Port: 77, Priority: 1})
+			},
+		},
+		{
+			name: "SRV without a port", server: "b.test", at: "127.1.0.3:77", cert: "b.test", host: "b.test",
+			setup: func(w *world) {
+				w.dns.Host("node.test", "127.1.0.3")
+				w.dns.SRV("matrix-fed", "b.test", net.SRV{Target: "node.test", Port: 0, Priority: 1}, net.SRV{Target: "node.test", Port: 77, Priority: 2})
+			},
+		},
+		{
+			name: "name is another name", server: "b.test:1", at: "127.1.0.1:1", cert: "b.test", host: "b.test:1",
+			setup: func(w *world) {
+				w.dns.CNAME("b.test", "c.test")
+				w.dns.CNAME("c.test", "d.test")
+				w.dns.Host("d.test", "127.1.0.1")
+			},
+		},
+		{
+			name: "name with a dot at the end", server: "b.test.:1", at: "127.1.0.1:1", cert: "b.test", host: "b.test.:1",
+			setup: func(w *world) { w.dns.Host("b.test", "127.1.0.1") },
+		},
+		{
+			name: "IPv6 is another site's, IPv4 is right", server: "b.test:1", at: "127.1.0.1:1", cert: "b.test", host: "b.test:1",
+			setup: func(w *world) {
+				w.dns.Host("b.test", "fd00:1::1", "127.1.0.1")
+				w.serveWith("[fd00:1::1]:1", w.ca.Issue("other.test"))
+			},
+		},
+		{
+			name: "IPv6 hangs in the handshake, IPv4 is right", server: "b.test:1", at: "127.1.0.1:1", cert: "b.test", host: "b.test:1",
+			setup: func(w *world) {
+				w.dns.Host("b.test", "fd00:1::1", "127.1.0.1")
+				w.raw("[fd00:1::1]:1", func(ending context.Context, _ net.Conn) { <-ending.Done() })
+			},
+		},
+		{
+			name: "well-known's IPv6 hangs in the handshake, its IPv4 is right", server: "b.test", at: "127.1.0.2:99", cert: "m.test", host: "m.test:99",
+			setup: func(w *world) {
+				w.dns.Host("b.test", "fd00:1::1", "127.1.0.1")
+				w.dns.Host("m.test", "127.1.0.2")
+				w.raw("[fd00:1::1]:443", func(ending context.Context, _ net.Conn) { <-ending.Done() })
+				w.wellKnown("b.test", "127.1.0.1", delegation("m.test:99"))
 			},
 		},
 		{
@@ -168,7 +273,7 @@ func TestDiscovery(t *testing.T) {
 			if row.setup != nil {
 				row.setup(w)
 			}
-			if _, failure := w.fetch(id.UserID("@bob:"+row.server), 6*time.Second); failure != nil {
+			if _, failure := w.fetch(id.UserID("@bob:"+row.server), 20*time.Second); failure != nil {
 				t.Fatalf("no list: %v", failure)
 			}
 			seen := server.Requests()
@@ -203,115 +308,37 @@ type discoveryRow struct {
 	setup  func(w *world)
 }
 
-// fallback is a row whose well-known is no use, so that port 8448 of the name itself is used.
+// fallback is a row whose well-known is no use (with no handler: has a wrong certificate), so that port 8448 of the name itself is used.
 func fallback(name string, handler http.HandlerFunc) discoveryRow {
 	return discoveryRow{
 		name: name, server: "b.test", at: "127.1.0.1:8448", cert: "b.test", host: "b.test",
 		setup: func(w *world) {
 			w.dns.Host("b.test", "127.1.0.1")
+			if handler == nil {
+				w.serveWith("127.1.0.1:443", w.ca.Issue("other.test"))
+				return
+			}
 			w.wellKnown("b.test", "127.1.0.1", handler)
 		},
 	}
 }
 
+// delegatedTo is a row whose well-known names told, which is at the name cert.
+func delegatedTo(name, told, cert, host string) discoveryRow {
+	return discoveryRow{
+		name: "well-known names a name " + name, server: "b.test", at: "127.1.0.2:99", cert: cert, host: host,
+		setup: func(w *world) {
+			w.dns.Host("b.test", "127.1.0.1")
+			w.dns.Host(cert, "127.1.0.2")
+			w.wellKnown("b.test", "127.1.0.1", delegation(told))
+		},
+	}
+}
+
+func body(text string) http.HandlerFunc {
+	return func(rw http.ResponseWriter, _ *http.Request) { _, _ = rw.Write([]byte(text)) }
+}
+
 func redirect(to string) http.HandlerFunc {
 	return func(rw http.ResponseWriter, r *http.Request) { http.Redirect(rw, r, to, http.StatusFound) }
-}
-
-// TestWellKnownIsCachedWithinBounds: without the cache each refresh costs the remote site a request more; without the
-// bounds a server that moves away is not found for a long time.
-func TestWellKnownIsCachedWithinBounds(t *testing.T) {
-	for _, row := range []struct {
-		name, header, value string
-		status              int
-		within, after       time.Duration // asked again not before, and surely after
-	}{
-		{"max-age", "Cache-Control", "public, max-age=7200", 200, 119 * time.Minute, 121 * time.Minute},
-		{"max-age of a year", "Cache-Control", "max-age=31536000", 200, 47 * time.Hour, 49 * time.Hour},
-		{"max-age of nothing", "Cache-Control", "max-age=0", 200, 4 * time.Minute, 6 * time.Minute},
-		{"no-store", "Cache-Control", "no-store", 200, 4 * time.Minute, 6 * time.Minute},
-		{"nothing said", "X-Nothing", "", 200, 23 * time.Hour, 25 * time.Hour},
-		{"Expires that is no date", "Expires", "0", 200, 4 * time.Minute, 6 * time.Minute},
-		{"an error", "Cache-Control", "max-age=86400", 404, 9 * time.Minute, 11 * time.Minute},
-	} {
-		t.Run(row.name, func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t)
-			w.dns.Host("b.test", "127.1.0.1")
-			w.homeserver("b.test", "127.1.0.1:8448", "b.test")
-			asked := make(chan struct{}, 10)
-			w.wellKnown("b.test", "127.1.0.1", func(rw http.ResponseWriter, _ *http.Request) {
-				asked <- struct{}{}
-				rw.Header().Set(row.header, row.value)
-				rw.WriteHeader(row.status)
-				_, _ = rw.Write([]byte(`{"m.server": "b.test:8448"}`))
-			})
-			for _, step := range []struct {
-				advance time.Duration
-				want    int
-			}{{0, 1}, {row.within, 1}, {row.after - row.within, 2}} {
-				w.clock.Advance(step.advance)
-				w.good("@bob:b.test")
-				if len(asked) != step.want {
-					t.Errorf("after %s more the well-known was asked %d times in all, want %d", step.advance, len(asked), step.want)
-				}
-			}
-		})
-	}
-}
-
-// TestNothingIsCachedFromAnExpiredContext: one impatient caller must not decide for minutes how a server is found.
-func TestNothingIsCachedFromAnExpiredContext(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	w.dns.Host("b.test", "127.1.0.1")
-	w.dns.Host("m.test", "127.1.0.2")
-	server := w.homeserver("b.test", "127.1.0.2:99", "m.test")
-	asked := make(chan struct{})
-	var first atomic.Bool
-	w.wellKnown("b.test", "127.1.0.1", func(rw http.ResponseWriter, r *http.Request) {
-		if first.CompareAndSwap(false, true) {
-			close(asked)
-			<-r.Context().Done()
-			return
-		}
-		delegation("m.test:99")(rw, r)
-	})
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	go func() { <-asked; cancel() }()
-	if _, failure := w.fetchCtx(ctx, "@bob:b.test"); failure == nil || failure.Reason != freshen.ReasonTimeout {
-		t.Fatalf("a cancelled request ended with %v, want a timeout", failure)
-	}
-	if routes, delegations := w.client.Cached(); routes+delegations != 0 {
-		t.Errorf("%d routes and %d delegations were cached from a cancelled request", routes, delegations)
-	}
-	w.good("@bob:b.test")
-	if len(server.Requests()) != 1 {
-		t.Error("the delegated server was not asked afterwards")
-	}
-}
-
-// TestChangedDelegationIsUsed: a server that moves is found at its new place once the old answer has run out, although a
-// connection to the old place is still open.
-func TestChangedDelegationIsUsed(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	w.dns.Host("b.test", "127.1.0.1")
-	w.dns.Host("m.test", "127.1.0.2")
-	before := w.homeserver("b.test", "127.1.0.2:1", "m.test")
-	after := w.homeserver("b.test", "127.1.0.2:2", "m.test")
-	answers := []string{"m.test:1", "m.test:2"}
-	w.wellKnown("b.test", "127.1.0.1", func(rw http.ResponseWriter, r *http.Request) {
-		answer := answers[0]
-		answers = answers[1:]
-		rw.Header().Set("Cache-Control", "max-age=600")
-		delegation(answer)(rw, r)
-	})
-	w.good("@bob:b.test")
-	w.clock.Advance(11 * time.Minute)
-	w.good("@bob:b.test")
-	if len(before.Requests()) != 1 || len(after.Requests()) != 1 {
-		t.Errorf("the old place saw %d requests and the new one %d, want 1 and 1", len(before.Requests()), len(after.Requests()))
-	}
 }

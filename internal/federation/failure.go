@@ -2,18 +2,13 @@ package federation
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -34,8 +29,8 @@ const (
 type failing struct {
 	server  string
 	attempt *attempt
-	ctxErr  error         // of the request's context
-	took    time.Duration // since its start
+	ended   error // of the request's context
+	cause   error // why that ended
 	now     time.Time
 }
 
@@ -44,15 +39,25 @@ type failing struct {
 // user (bad_response). What does not parse as HTTP is no answer: connect.
 func (f *failing) failure(resp *http.Response, err error) *freshen.Failure {
 	cause := withoutRequest(err)
-	if f.attempt.route != nil && f.attempt.route.wellKnownErr != nil && !f.attempt.connected.Load() {
-		cause = errors.Join(cause, f.attempt.route.wellKnownErr)
+	if f.ended != nil && !errors.Is(cause, f.ended) {
+		cause = errors.Join(cause, f.ended)
 	}
+	dialed, notConnected := errors.AsType[*dialError](err)
+	if stage, _, _ := f.attempt.at(); stage == stageAnswer && isTimeout(err) {
+		notConnected = false // net/http was sending it again and again
+	}
+	alert, refused := alertOf(err)
+	_, noService := errors.AsType[*noServiceError](err)
 	switch {
 	case resp != nil && resp.StatusCode != http.StatusOK:
 		return f.answered(resp, err)
-	case errors.Is(f.ctxErr, context.Canceled):
+	case errors.Is(f.cause, errClosed):
+		return f.because(freshen.ReasonTimeout, cause, "%s was not waited for, because freshen is stopping.", f.server)
+	case errors.Is(f.ended, context.Canceled) && !errors.Is(f.cause, errOverdue):
 		return f.because(freshen.ReasonTimeout, cause, "%s was not waited for: the request was given up.", f.server)
-	case f.ctxErr != nil:
+	case notConnected:
+		return f.notConnected(dialed, cause)
+	case f.ended != nil, errors.Is(err, context.DeadlineExceeded):
 		return f.because(freshen.ReasonTimeout, cause, "%s", f.silence())
 	case errors.Is(err, mautrix.ErrBodyReadReachedLimit), errors.Is(err, mautrix.ErrResponseTooLong):
 		failure := f.because(freshen.ReasonBadResponse, cause, "%s answered with more than the %d MiB that a device list may have.",
@@ -61,17 +66,16 @@ func (f *failing) failure(resp *http.Response, err error) *freshen.Failure {
 		return failure
 	case resp != nil:
 		return f.because(freshen.ReasonConnect, cause, "%s broke the connection in the middle of its answer.", f.where())
+	case noService:
+		return f.because(freshen.ReasonDNS, cause, "%s is not asked: %v.", f.server, cause)
+	case errors.Is(err, dial.ErrBusy):
+		return f.because(freshen.ReasonTimeout, cause, "%s was not asked in time: freshen has as many connections open as it may have.", f.server)
+	case refused: // after the handshake, where TLS 1.3 has it
+		return f.because(freshen.ReasonTLS, cause, "%s %s.", f.where(), explainAlert(alert, f.attempt.route.tlsName))
+	case isBroken(err), errors.Is(err, errBreaksOff):
+		return f.because(freshen.ReasonConnect, cause, "%s broke the connection before it answered.%s", f.where(), f.attempt.route.noHelp(f.server, clause{}))
 	}
-	if dialed, ok := errors.AsType[*dialError](err); ok {
-		return f.notConnected(dialed, cause)
-	}
-	switch {
-	case errors.Is(err, errNoService):
-		return f.because(freshen.ReasonDNS, cause, "The name server of %s says that it offers no federation.", f.server)
-	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), isNetError(err):
-		return f.because(freshen.ReasonConnect, cause, "%s broke the connection before it answered.", f.where())
-	}
-	return f.because(freshen.ReasonConnect, cause, "%s gave an answer that is no usable HTTP.", f.where())
+	return f.because(freshen.ReasonConnect, cause, "%s gave an answer that is no usable HTTP.%s", f.where(), f.attempt.route.noHelp(f.server, clause{}))
 }
 
 func (f *failing) because(reason freshen.Reason, cause error, format string, args ...any) *freshen.Failure {
@@ -83,27 +87,32 @@ func (f *failing) where() string {
 	if f.attempt.route == nil {
 		return f.server
 	}
-	return f.naming(f.attempt.route.targets[0])
-}
-
-func (f *failing) naming(t target) string {
-	if parsed, err := parseName(f.server); err == nil && strings.EqualFold(parsed.host, t.host) {
-		if parsed.direct() && parsed.target().port == t.port {
+	at := f.attempt.route.targets[0]
+	if _, _, socket := f.attempt.at(); socket != nil {
+		at = target{socket.Host, socket.Port}
+	}
+	if parsed, err := parseName(f.server); err == nil && strings.EqualFold(parsed.host, at.host) {
+		if parsed.direct() && parsed.target().port == at.port {
 			return f.server
 		}
-		return t.String()
+		return at.String()
 	}
-	return fmt.Sprintf("%s, the server of %s,", clean(t.String(), maxRemoteError), f.server)
+	return fmt.Sprintf("%s, the server of %s,", clean(at.String(), maxRemoteError), f.server)
 }
 
 // silence says what did not happen in time.
 func (f *failing) silence() string {
-	took := humanDuration(f.took)
-	switch {
-	case f.attempt.route == nil:
+	stage, waited, _ := f.attempt.at()
+	took := humanDuration(waited)
+	switch stage {
+	case stageDiscovery:
 		return fmt.Sprintf("Where the server of %s is could not be found out within %s.", f.server, took)
-	case !f.attempt.connected.Load():
+	case stageQueue:
+		return fmt.Sprintf("%s was not asked within %s: as many requests as it may have at once were still waiting for it.", f.server, took)
+	case stageConnect:
 		return fmt.Sprintf("%s could not be connected to within %s.", f.where(), took)
+	case stageBody:
+		return fmt.Sprintf("%s was still sending its answer after %s.", f.where(), took)
 	}
 	return fmt.Sprintf("%s did not answer within %s.", f.where(), took)
 }
@@ -137,7 +146,7 @@ func (f *failing) answerSentence(failure *freshen.Failure) string {
 	case status >= 500 && errCode == "":
 		return fmt.Sprintf("%s answered %d: it, or a proxy in front of it, is in trouble.", f.where(), status)
 	case errCode == "":
-		return fmt.Sprintf("%s answered %d with no Matrix error; perhaps no homeserver runs there any more.", f.where(), status)
+		return fmt.Sprintf("%s answered %d with no Matrix error; perhaps no homeserver runs there any more.%s", f.where(), status, f.attempt.route.noHelp(f.server, clause{}))
 	}
 	return fmt.Sprintf("%s answered %d with the error %s.", f.where(), status, errCode)
 }
@@ -156,71 +165,21 @@ func notAList(server string, resp *http.Response, err error) *freshen.Failure {
 
 // notConnected tells of the first target that failed for a reason other than our refusal to dial it.
 func (f *failing) notConnected(dialed *dialError, cause error) *freshen.Failure {
+	route := f.attempt.route
 	isDenied := func(t targetError) bool {
 		_, denied := errors.AsType[*dial.DeniedError](t.err)
 		return denied
 	}
-	told := slices.IndexFunc(dialed.targets, func(t targetError) bool { return !isDenied(t) })
-	if told < 0 {
-		return f.because(freshen.ReasonDenied, cause,
-			"All addresses of %s lie in private or reserved networks, which freshen does not dial; federation.allow_networks opens some.", f.server)
+	told := max(slices.IndexFunc(dialed.targets, func(t targetError) bool { return !isDenied(t) }), 0)
+	c := explain(dialed.targets[told].target, dialed.targets[told].err, f.now)
+	text := route.tell(f.server, c)
+	switch others := len(route.targets) - 1; {
+	case others == 1:
+		text += " The other server that it names could not be used either."
+	case others > 1:
+		text += fmt.Sprintf(" None of the other %d that it names could be used either.", others)
 	}
-	failed := dialed.targets[told]
-	where := f.naming(failed.target)
-	if dnsErr, ok := errors.AsType[*net.DNSError](failed.err); ok {
-		host := clean(failed.target.host, maxRemoteError)
-		if dnsErr.IsNotFound {
-			return f.because(freshen.ReasonDNS, cause, "The name %s%s has no address.", host, f.ofServer(host))
-		}
-		return f.because(freshen.ReasonDNS, cause, "The name %s%s could not be looked up: its name server does not answer as it should.", host, f.ofServer(host))
-	}
-	timedOut := isTimeout(failed.err)
-	switch {
-	case timedOut && failed.handshake:
-		return f.because(freshen.ReasonTimeout, cause, "%s did not finish the TLS handshake in time.", where)
-	case timedOut:
-		return f.because(freshen.ReasonTimeout, cause, "%s could not be connected to in time.", where)
-	case failed.handshake:
-		return f.because(freshen.ReasonTLS, cause, "%s", f.tlsSentence(failed, where))
-	case errors.Is(failed.err, syscall.ECONNREFUSED):
-		return f.because(freshen.ReasonConnect, cause, "%s refused the connection.", where)
-	case errors.Is(failed.err, syscall.EHOSTUNREACH), errors.Is(failed.err, syscall.ENETUNREACH):
-		return f.because(freshen.ReasonConnect, cause, "%s cannot be reached: there is no way to its network.", where)
-	}
-	return f.because(freshen.ReasonConnect, cause, "%s could not be connected to.", where)
-}
-
-// ofServer adds whose name host is, where that is not plain.
-func (f *failing) ofServer(host string) string {
-	if strings.EqualFold(host, f.server) || strings.HasPrefix(f.server, host+":") {
-		return ""
-	}
-	return fmt.Sprintf(", to which %s points,", f.server)
-}
-
-func (f *failing) tlsSentence(failed targetError, where string) string {
-	if invalid, ok := errors.AsType[x509.CertificateInvalidError](failed.err); ok && invalid.Reason == x509.Expired && invalid.Cert != nil {
-		if f.now.Before(invalid.Cert.NotBefore) {
-			return fmt.Sprintf("The certificate of %s is not valid before %s.", where, humanDate(invalid.Cert.NotBefore))
-		}
-		return fmt.Sprintf("The certificate of %s expired on %s.", where, humanDate(invalid.Cert.NotAfter))
-	}
-	if mismatch, ok := errors.AsType[x509.HostnameError](failed.err); ok {
-		return fmt.Sprintf("The certificate of %s is not for %s.", where, clean(mismatch.Host, maxRemoteError))
-	}
-	if _, ok := errors.AsType[x509.UnknownAuthorityError](failed.err); ok {
-		return fmt.Sprintf("The certificate of %s is signed by an authority that is not trusted here; federation.ca_file can name further ones.", where)
-	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](failed.err); ok {
-		return fmt.Sprintf("The certificate of %s cannot be trusted.", where)
-	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](failed.err); ok {
-		return fmt.Sprintf("%s does not speak TLS.", where)
-	}
-	if errors.Is(failed.err, io.EOF) || errors.Is(failed.err, io.ErrUnexpectedEOF) || isNetError(failed.err) {
-		return fmt.Sprintf("%s broke the connection during the TLS handshake.", where)
-	}
-	return fmt.Sprintf("The TLS handshake with %s failed.", strings.TrimSuffix(where, ","))
+	return f.because(c.reason, cause, "%s%s", text, route.noHelp(f.server, c))
 }
 
 // withoutRequest strips what net/http and mautrix wrap around an error: both hold the request, with its signature.
@@ -235,19 +194,6 @@ func withoutRequest(err error) error {
 		return urlErr.Err
 	}
 	return err
-}
-
-func isTimeout(err error) bool {
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, syscall.ETIMEDOUT) {
-		return true
-	}
-	netErr, ok := errors.AsType[net.Error](err)
-	return ok && netErr.Timeout()
-}
-
-func isNetError(err error) bool {
-	_, ok := errors.AsType[*net.OpError](err)
-	return ok || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)
 }
 
 // retryAfter reads how long the destination asks to be left alone, at most a day: Retry-After in seconds or as a date
@@ -305,7 +251,7 @@ func humanDuration(d time.Duration) string {
 	if d >= 2*time.Minute {
 		return fmt.Sprintf("%d min", int(d.Round(time.Minute)/time.Minute))
 	}
-	if d >= time.Second {
+	if d >= 100*time.Millisecond {
 		d = d.Round(100 * time.Millisecond)
 	} else {
 		d = d.Round(time.Millisecond)

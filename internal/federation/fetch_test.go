@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -68,6 +67,7 @@ func TestWhatIsSignedIsWhatIsSent(t *testing.T) {
 
 // TestConnectionIsKept: a new TLS handshake for each refresh costs several times the request itself.
 func TestConnectionIsKept(t *testing.T) {
+	t.Parallel()
 	for name, serve := range map[string]func(testing.TB, *world, http.Handler){
 		"HTTP/1.1": func(tb testing.TB, w *world, h http.Handler) {
 			fedtest.ServeTLS1(tb, w.net.Listen("127.1.0.1:1"), w.ca.Issue("127.1.0.1"), h)
@@ -102,89 +102,9 @@ func TestKeptConnectionThatDied(t *testing.T) {
 	}
 }
 
-// hostile are servers that misbehave, and how each is to be told. "@bob:127.1.0.1:1" is asked for.
-var hostile = []struct {
-	name   string
-	script fedtest.Script
-	reason freshen.Reason
-	status int
-	blame  freshen.Blame
-	says   string // in the sentence
-}{
-	{"hangs", fedtest.Hang, freshen.ReasonTimeout, 0, freshen.BlameDestination, "127.1.0.1:1 did not answer within "},
-	{"hangs up", fedtest.HangUp, freshen.ReasonConnect, 0, freshen.BlameDestination, "broke the connection before it answered"},
-	{"drips", fedtest.Drip(20 * time.Millisecond), freshen.ReasonTimeout, 0, freshen.BlameDestination, "did not answer within "},
-	{"HTML", fedtest.Answer(200, "Content-Type: text/html", "<html><body>Welcome to nginx!</body></html>"), freshen.ReasonBadResponse, 200, freshen.BlameUser, "cannot be used as the device list"},
-	{"null", fedtest.Answer(200, "", "null"), freshen.ReasonBadResponse, 200, freshen.BlameUser, "no user_id"},
-	{"empty body", fedtest.Answer(200, "", ""), freshen.ReasonBadResponse, 200, freshen.BlameUser, "cannot be used"},
-	{"another user's list", fedtest.Answer(200, "", string(listOf("@eve:127.1.0.1:1"))), freshen.ReasonBadResponse, 200, freshen.BlameUser, "another user's"},
-	{"half a JSON", fedtest.Answer(200, "", `{"user_id": "@bob:127.1.0.1:1", "dev`), freshen.ReasonBadResponse, 200, freshen.BlameUser, "cannot be used"},
-	{"half an answer", fedtest.Half(`{"user_id"`), freshen.ReasonConnect, 0, freshen.BlameDestination, "in the middle of its answer"},
-	{"64 MiB", fedtest.Huge(64 << 20), freshen.ReasonBadResponse, 200, freshen.BlameUser, "more than the 16 MiB"},
-	{"64 MiB announced", fedtest.Bytes("HTTP/1.1 200 OK\nContent-Length: 67108864\n\n{"), freshen.ReasonBadResponse, 200, freshen.BlameUser, "more than the 16 MiB"},
-	{"compressed unasked", fedtest.Answer(200, "Content-Encoding: gzip", "\x1f\x8b\x08\x00"), freshen.ReasonBadResponse, 200, freshen.BlameUser, "compressed (gzip)"},
-	{"header flood", fedtest.HeaderFlood, freshen.ReasonConnect, 0, freshen.BlameDestination, "127.1.0.1:1"},
-	{"no HTTP", fedtest.Bytes("SSH-2.0-OpenSSH_9.9\n\n"), freshen.ReasonConnect, 0, freshen.BlameDestination, "no usable HTTP"},
-	{"switches protocols", fedtest.Bytes("HTTP/1.1 101 Switching Protocols\nConnection: upgrade\nUpgrade: websocket\n\n"), freshen.ReasonConnect, 0, freshen.BlameDestination, "no usable HTTP"},
-	{"redirects", fedtest.Answer(302, "Location: https://127.0.0.1/", ""), freshen.ReasonHTTP, 302, freshen.BlameDestination, "302, a redirect"},
-	{"no content", fedtest.Bytes("HTTP/1.1 204 No Content\n\n"), freshen.ReasonHTTP, 204, freshen.BlameDestination, "204 where only 200"},
-	{"401", fedtest.Answer(401, "", `{"message": "bad"}`), freshen.ReasonHTTP, 401, freshen.BlameDestination, "is our signing key published?"},
-	{"403 with an error", fedtest.Answer(403, "", `{"errcode": "M_FORBIDDEN", "error": "no"}`), freshen.ReasonHTTP, 403, freshen.BlameUser, "403 with the error M_FORBIDDEN"},
-	{"404 in HTML", fedtest.Answer(404, "", "<h1>Gone</h1>"), freshen.ReasonHTTP, 404, freshen.BlameDestination, "perhaps no homeserver runs there"},
-	{"404 with half a body", fedtest.Bytes("HTTP/1.1 404 Not Found\nContent-Length: 100\n\n{"), freshen.ReasonHTTP, 404, freshen.BlameDestination, "404"},
-	{"500 with 64 MiB", fedtest.Bytes("HTTP/1.1 500 Oops\nContent-Length: 67108864\n\n{"), freshen.ReasonHTTP, 500, freshen.BlameDestination, "500"},
-	{"502", fedtest.Answer(502, "", "Bad Gateway"), freshen.ReasonHTTP, 502, freshen.BlameDestination, "in trouble"},
-	{"a status that is none", fedtest.Bytes("HTTP/1.1 999999 What\n\n"), freshen.ReasonConnect, 0, freshen.BlameDestination, "no usable HTTP"},
-}
-
-// TestHostileServers: each ends with the failure that a person and the retries need, in bounded time and memory, and
-// leaves the client fit for the next request.
-func TestHostileServers(t *testing.T) {
-	w := newWorld(t)
-	good := w.homeserver("127.1.0.2:1", "127.1.0.2:1", "127.1.0.2")
-	for _, row := range hostile {
-		t.Run(row.name, func(t *testing.T) {
-			w.dns.Host("unused.test", "127.1.0.1")
-			w := &world{T: t, ca: w.ca, dns: w.dns, net: w.net, key: w.key, client: w.client, clock: w.clock}
-			w.script("127.1.0.1", "127.1.0.1:1", row.script)
-			limit := 10 * time.Second
-			if row.reason == freshen.ReasonTimeout {
-				limit = 1500 * time.Millisecond // enough for a handshake on a busy machine
-			}
-			var before, after runtime.MemStats
-			runtime.ReadMemStats(&before)
-			_, failure := w.fetch("@bob:127.1.0.1:1", limit)
-			runtime.ReadMemStats(&after)
-			if failure == nil {
-				t.Fatal("the answer was taken for a device list")
-			}
-			if failure.Reason != row.reason || failure.Status != row.status || failure.Blames() != row.blame {
-				t.Errorf("got %q, status %d, blame %d, want %q, %d, %d: %v",
-					failure.Reason, failure.Status, failure.Blames(), row.reason, row.status, row.blame, failure)
-			}
-			if !strings.Contains(failure.Sentence, row.says) || !strings.ContainsAny(failure.Sentence[len(failure.Sentence)-1:], ".?") {
-				t.Errorf("the sentence is %q, which is none that says %q", failure.Sentence, row.says)
-			}
-			// io.ReadAll grows by a quarter at a time and so allocates about five times what it returns.
-			if grown := after.TotalAlloc - before.TotalAlloc; grown > 8*freshen.MaxDeviceListBytes {
-				t.Errorf("%d MiB were allocated", grown>>20)
-			}
-			w.good("@bob:127.1.0.2:1")
-		})
-	}
-	if got, want := len(good.Requests()), len(hostile); got != want {
-		t.Errorf("the good server was asked %d times, want %d", got, want)
-	}
-	runtime.GC()
-	var kept runtime.MemStats
-	runtime.ReadMemStats(&kept)
-	if kept.HeapAlloc > 32<<20 {
-		t.Errorf("%d MiB are still held after all of them", kept.HeapAlloc>>20)
-	}
-}
-
 // TestNotConnected: what goes wrong before an answer is told as what it is, with the names an administrator can act on.
 func TestNotConnected(t *testing.T) {
+	t.Parallel()
 	now := time.Now()
 	for _, row := range []struct {
 		name, server string
@@ -198,7 +118,7 @@ func TestNotConnected(t *testing.T) {
 				w.dns.Host("b.test", "127.1.0.1")
 				w.dns.Host("m.test", "127.1.0.2")
 				w.wellKnown("b.test", "127.1.0.1", delegation("m.test:99"))
-			}, freshen.ReasonConnect, "m.test:99, the server of b.test, refused the connection.",
+			}, freshen.ReasonConnect, "The well-known of b.test names m.test:99, which refused the connection.",
 		},
 		{"silent", "127.1.0.1:1", func(w *world) { w.net.Silence("127.1.0.1:1") }, freshen.ReasonTimeout, "127.1.0.1:1 could not be connected to within "},
 		{"no such name", "b.test", nil, freshen.ReasonDNS, "The name b.test has no address."},
@@ -206,7 +126,7 @@ func TestNotConnected(t *testing.T) {
 			"no such name where the well-known leads", "b.test", func(w *world) {
 				w.dns.Host("b.test", "127.1.0.1")
 				w.wellKnown("b.test", "127.1.0.1", delegation("gone.test:1"))
-			}, freshen.ReasonDNS, "The name gone.test, to which b.test points, has no address.",
+			}, freshen.ReasonDNS, "The well-known of b.test names gone.test:1, a name that has no address.",
 		},
 		{"name server fails", "b.test:1", func(w *world) { w.dns.Break("b.test") }, freshen.ReasonDNS, "its name server does not answer as it should"},
 		{"SRV says no service", "b.test", func(w *world) { w.dns.SRV("matrix-fed", "b.test", net.SRV{Target: "."}) }, freshen.ReasonDNS, "offers no federation"},
@@ -218,7 +138,7 @@ func TestNotConnected(t *testing.T) {
 			"the well-known leads inside", "b.test", func(w *world) {
 				w.dns.Host("b.test", "127.1.0.1")
 				w.wellKnown("b.test", "127.1.0.1", delegation("127.0.0.1:1"))
-			}, freshen.ReasonDenied, "All addresses of b.test lie in private",
+			}, freshen.ReasonDenied, "The well-known of b.test names 127.0.0.1:1, an address in private or reserved networks, which freshen does not dial",
 		},
 		{
 			"expired", "127.1.0.1:1", func(w *world) {
@@ -245,7 +165,7 @@ func TestNotConnected(t *testing.T) {
 		{
 			"hangs in the handshake", "127.1.0.1:1", func(w *world) {
 				w.raw("127.1.0.1:1", func(ending context.Context, _ net.Conn) { <-ending.Done() })
-			}, freshen.ReasonTimeout, "could not be connected to within ",
+			}, freshen.ReasonTimeout, "127.1.0.1:1 did not finish the TLS handshake within ",
 		},
 		{
 			"hangs up in the handshake", "127.1.0.1:1", func(w *world) {
@@ -261,7 +181,7 @@ func TestNotConnected(t *testing.T) {
 			}
 			limit := 10 * time.Second
 			if row.reason == freshen.ReasonTimeout {
-				limit = 200 * time.Millisecond
+				limit = 1500 * time.Millisecond // enough to connect on a busy machine
 			}
 			_, failure := w.fetch(id.UserID("@bob:"+row.server), limit)
 			if failure == nil {
@@ -276,6 +196,7 @@ func TestNotConnected(t *testing.T) {
 
 // TestRemoteErrorText: what a stranger writes reaches a user's screen and the log only bounded and without tricks.
 func TestRemoteErrorText(t *testing.T) {
+	t.Parallel()
 	for _, row := range []struct{ name, body, code, text string }{
 		{"plain", `{"errcode": "M_FORBIDDEN", "error": "Not allowed"}`, "M_FORBIDDEN", "Not allowed"},
 		{"control characters", `{"errcode": "M_X", "error": "a\u001b[31m\r\nb\u202e"}`, "M_X", "a [31m  b"},
@@ -301,6 +222,7 @@ func TestRemoteErrorText(t *testing.T) {
 
 // TestRetryAfter: a server that asks to be left alone is, and one that asks for a year is not.
 func TestRetryAfter(t *testing.T) {
+	t.Parallel()
 	now := time.Now()
 	for _, row := range []struct {
 		name, header, body string
@@ -341,6 +263,7 @@ func TestWrongKeyIsTold(t *testing.T) {
 
 // TestCancelledAndClosed: a caller who hangs up, and Close, end a request at once and leave nothing behind (goleak).
 func TestCancelledAndClosed(t *testing.T) {
+	t.Parallel()
 	for name, end := range map[string]func(w *world, cancel context.CancelFunc){
 		"cancelled": func(_ *world, cancel context.CancelFunc) { cancel() },
 		"closed":    func(w *world, _ context.CancelFunc) { w.client.Close() },
@@ -382,7 +305,7 @@ func TestAfterClose(t *testing.T) {
 func TestTargetIsNoUserID(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	for _, target := range []id.UserID{"", "bob", "@:127.1.0.1:1", "@bob:", "@bob:b.test/x", "@b\x00b:127.1.0.1:1", "@bob:b.test:0"} {
+	for _, target := range []id.UserID{"", "bob", "@:127.1.0.1:1", "@bob:", "@bob:b.test/x", "@b\x00b:127.1.0.1:1", "@bob:b.test:0", "@bob:[:::::]"} {
 		if _, failure := w.fetch(target, time.Second); failure == nil || failure.Blames() != freshen.BlameNobody {
 			t.Errorf("%q: got %v, want a failure that is nobody's", target, failure)
 		}

@@ -8,55 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"freshen"
+	mxfed "maunium.net/go/mautrix/federation"
 )
-
-// FuzzWellKnown: whatever a stranger's web server says, what is taken from it is fit for a Host header and for the
-// dialler.
-func FuzzWellKnown(f *testing.F) {
-	for _, s := range []string{
-		`{"m.server": "b.org:443"}`, `{"m.server": "[::1]"}`, `{"m.server": "b.org\r\nX: y"}`, `null`, `[]`, `{"m.server": 5}`, `{"m.server": ""}`,
-		`{"m.server": "b.org:0"}`, `{"m.server": "b.org:99999"}`, `{"m.server":"1.2.3.4","m.server":"c"}`, `<html>`, `{`,
-	} {
-		f.Add([]byte(s))
-	}
-	f.Fuzz(func(t *testing.T, body []byte) {
-		server, err := parseWellKnown(body)
-		if err != nil {
-			return
-		}
-		if !freshen.ValidServerName(server) || strings.ContainsAny(server, "\r\n /@?#\x00") {
-			t.Fatalf("%q was taken for a server name", server)
-		}
-		name, err := parseName(server)
-		if err != nil || name.target().port == 0 || name.host == "" {
-			t.Fatalf("%q cannot be dialled: %+v, %v", server, name, err)
-		}
-	})
-}
-
-// FuzzSigningKey: no file makes the start panic, and what is read signs.
-func FuzzSigningKey(f *testing.F) {
-	for _, s := range []string{
-		"ed25519 a_x MDEyMzQ1Njc4OWFiY2RlZmdoaWprbG1ub3BxcnN0dXY", "ed25519 a_x AAAA", "ed25519", "",
-		"-----BEGIN MATRIX PRIVATE KEY-----\nKey-ID: ed25519:a\n\nMDEyMzQ1Njc4OWFiY2RlZmdoaWprbG1ub3BxcnN0dXY=\n-----END MATRIX PRIVATE KEY-----\n",
-		"-----BEGIN MATRIX PRIVATE KEY-----\nKey-ID: ed25519:a\n\nMDEy\n-----END MATRIX PRIVATE KEY-----\n",
-	} {
-		f.Add([]byte(s))
-	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		key, err := parseSigningKey(data)
-		if err != nil {
-			if key != nil {
-				t.Fatal("there is a key beside the error")
-			}
-			return
-		}
-		if _, err := key.SignJSON(map[string]string{"a": "b"}); err != nil {
-			t.Fatal(err)
-		}
-	})
-}
 
 // FuzzRemoteText: no text of a stranger gets longer than its bound or keeps a control character.
 func FuzzRemoteText(f *testing.F) {
@@ -80,12 +33,13 @@ func FuzzRemoteText(f *testing.F) {
 	})
 }
 
-// TestCacheIsBounded: a user who asks for thousands of made-up servers cannot fill the memory.
+// TestCacheIsBounded: a user who asks for thousands of made-up servers, or a server that answers with long names, cannot
+// fill the memory.
 func TestCacheIsBounded(t *testing.T) {
-	c := newCache[int](100)
+	c := newCache[int](100, 1<<20)
 	now := time.Unix(0, 0)
 	for i := range 10_000 {
-		c.put(strconv.Itoa(i), i, now.Add(time.Minute))
+		c.put(strconv.Itoa(i), i, 0, now.Add(time.Minute))
 		if got, ok := c.get(strconv.Itoa(i), now); !ok || got != i {
 			t.Fatalf("entry %d is not there right after it was put", i)
 		}
@@ -93,8 +47,24 @@ func TestCacheIsBounded(t *testing.T) {
 	if len(c.entries) != 100 {
 		t.Errorf("%d entries are kept, want 100", len(c.entries))
 	}
-	if _, ok := c.get("9999", now.Add(time.Minute)); ok {
+	for i := range 100 {
+		c.put(strconv.Itoa(i), i, 100<<10, now.Add(time.Minute))
+		if _, ok := c.get(strconv.Itoa(i), now); !ok || c.bytes > 1<<20 {
+			t.Fatalf("%d bytes are kept after entry %d", c.bytes, i)
+		}
+	}
+	c.put("huge", 0, 2<<20, now.Add(time.Minute))
+	if _, ok := c.get("huge", now); ok {
+		t.Error("an entry larger than the cache was kept")
+	}
+	if _, ok := c.get("99", now.Add(time.Minute)); ok {
 		t.Error("an entry is used past its end")
+	}
+	for i := range 100 {
+		c.get(strconv.Itoa(i), now.Add(time.Hour))
+	}
+	if c.bytes != 0 || len(c.entries) != 0 {
+		t.Errorf("%d bytes in %d entries are counted after all have gone", c.bytes, len(c.entries))
 	}
 }
 
@@ -110,6 +80,17 @@ func TestShare(t *testing.T) {
 	}
 	if got := share(t.Context(), 3, time.Second); got != time.Second {
 		t.Errorf("without a deadline it is %s", got)
+	}
+}
+
+// TestUserAgentIsAHeader: neither the version nor our server's name can add a header to our requests.
+func TestUserAgentIsAHeader(t *testing.T) {
+	key := NewSigningKey(mxfed.GenerateSigningKey())
+	for _, agent := range []string{"freshen/1\r\nX: y", "freshen/1\n", "freshen\x00", "freshen/1 (é)", "freshen\x7f"} {
+		if client, err := New(Config{ServerName: "us.test", Key: key, UserAgent: agent}); err == nil {
+			client.Close()
+			t.Errorf("%q was taken for a User-Agent", agent)
+		}
 	}
 }
 

@@ -132,14 +132,21 @@ func parsePEMKey(data []byte) (*mxfed.SigningKey, error) {
 	return newKey(version, block.Bytes)
 }
 
+// breaksKeyID says whether r may not stand in a key version. The specification has only letters, digits and "_"
+// (server-server API, /_matrix/key/v2/server); Synapse generates "a_" and letters, and Dendrite today enforces it. But
+// Synapse signs with whatever stands in its file, older Dendrites made versions of base64 ("i+b2"), mautrix makes them
+// of base64url, and a homeserver must keep the key that it has published. So all that passes through the X-Matrix header
+// is taken; refused is what would end a value there ("," and quotes), end the header, or end the key's algorithm (":").
+func breaksKeyID(r rune) bool {
+	plain := r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z'
+	return !plain && !strings.ContainsRune("_-.+/=~", r)
+}
+
 // newKey makes a key of a version, the part of the key ID after the colon, and a seed.
 func newKey(version string, seed []byte) (*mxfed.SigningKey, error) {
-	other := func(r rune) bool {
-		return r != '_' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
-	}
 	switch {
-	case version == "" || len(version) > 255 || strings.ContainsFunc(version, other):
-		return nil, errors.New("its key version is not made of letters, digits and underscores")
+	case version == "" || len(version) > 255 || strings.ContainsFunc(version, breaksKeyID):
+		return nil, errors.New("its key version is not made of letters, digits and the characters _ - . + / = ~")
 	case len(seed) != ed25519.SeedSize:
 		return nil, fmt.Errorf("its seed has %d bytes, not %d", len(seed), ed25519.SeedSize)
 	}

@@ -44,7 +44,11 @@ func TestReadSigningKey(t *testing.T) {
 		{"Synapse", synapseFile(), "ed25519:a_Xy12"},
 		{"Synapse, padded, CRLF", "ed25519 a_Xy12 " + seedText + "=\r\n", "ed25519:a_Xy12"},
 		{"Synapse, several keys", synapseFile() + "ed25519 b " + seedText + "\n", "ed25519:a_Xy12"},
+		{"Synapse, before it made versions up", "ed25519 auto " + seedText, "ed25519:auto"},
+		{"Synapse, a number", "ed25519 0 " + seedText, "ed25519:0"},
 		{"Dendrite", dendriteFile(), "ed25519:Zx9_q"},
+		{"Dendrite, before it kept to the specification", strings.ReplaceAll(dendriteFile(), "Zx9_q", "i+b2/="), "ed25519:i+b2/="},
+		{"mautrix", "ed25519 -x_Y-w " + seedText, "ed25519:-x_Y-w"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			key, warning, err := federation.ReadSigningKey(keyFile(t, row.content, 0o600))
@@ -80,6 +84,12 @@ func TestMalformedSigningKey(t *testing.T) {
 		"seed alone":      seedText,
 		"other algorithm": seedText + " a_Xy12 ed25519",
 		"bad version":     "ed25519 a:b " + seedText,
+		"a comma":         "ed25519 a,b " + seedText,
+		"a quote":         `ed25519 a"b ` + seedText,
+		"a backslash":     `ed25519 a\b ` + seedText,
+		"a control":       "ed25519 a\x01b " + seedText,
+		"not ASCII":       "ed25519 aé " + seedText,
+		"PEM bad version": strings.ReplaceAll(dendriteFile(), "Zx9_q", `a"b`),
 		"cut PEM":         dendriteFile()[:60],
 		"other PEM":       strings.ReplaceAll(dendriteFile(), "MATRIX PRIVATE", "RSA PRIVATE"),
 		"PEM without ID":  strings.ReplaceAll(dendriteFile(), "Key-ID: ed25519:Zx9_q\n\n", ""),
@@ -134,5 +144,23 @@ func TestLoadRoots(t *testing.T) {
 		if _, err := federation.LoadRoots(path); err == nil || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s: the error is %v", name, err)
 		}
+	}
+}
+
+// TestKeyVersionsSign: whatever version a key has, the X-Matrix header that names it is read back by the other side.
+func TestKeyVersionsSign(t *testing.T) {
+	t.Parallel()
+	for _, version := range []string{"a_Xy12", "auto", "0", "i+b2", "a/b", "-x_Y-w", "a.b", "~", strings.Repeat("v", 255)} {
+		t.Run(version[:min(len(version), 10)], func(t *testing.T) {
+			t.Parallel()
+			key, _, err := federation.ReadSigningKey(keyFile(t, "ed25519 "+version+" "+seedText, 0o600))
+			if err != nil {
+				t.Fatal(err)
+			}
+			w := newWorldWith(t, key)
+			server := fedtest.NewHomeserver("127.1.0.1:1", ourName, fedtest.KeyFromSeed(version, seed))
+			fedtest.ServeTLS(t, w.net.Listen("127.1.0.1:1"), w.ca.Issue("127.1.0.1"), server)
+			w.good("@bob:127.1.0.1:1")
+		})
 	}
 }

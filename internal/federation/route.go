@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -21,14 +22,14 @@ import (
 const (
 	defaultPort = 8448
 	// routeLifetime is how long a route with its SRV targets is used again without asking. Resolvers do not tell the
-	// lifetime of records, so it is short; it only keeps a burst of requests from asking each time.
+	// lifetime of records, so it is short; it only keeps a burst of requests from asking each time. Addresses are not
+	// kept at all: they are looked up for each new connection.
 	routeLifetime = time.Minute
 	// maxTargets bounds how many SRV targets are tried.
 	maxTargets = 8
-	// srvMostTime bounds each SRV lookup.
-	srvMostTime = 3 * time.Second
-	// maxCached bounds each cache, in destinations.
-	maxCached = 10_000
+	// maxCached and maxCachedBytes bound each cache, in destinations and in bytes.
+	maxCached      = 10_000
+	maxCachedBytes = 8 << 20
 )
 
 // route is where and how a server is reached.
@@ -39,8 +40,19 @@ type route struct {
 	// poolKey stands in for the host towards net/http, so that connections are shared exactly between requests with the
 	// same route: a changed delegation or SRV record is never answered from a connection to the old place.
 	poolKey string
-	// wellKnownErr says why there is no delegation, where one was looked for.
-	wellKnownErr error
+
+	// How the targets were found, for people: delegated is what the well-known names, srv is the SRV record; "" each if
+	// there is none. noWellKnown says why there is no delegation, where one was looked for.
+	delegated, srv, noWellKnown string
+}
+
+// bytes is how much the strings of the route take.
+func (r *route) bytes() int {
+	sum := len(r.host) + len(r.tlsName) + len(r.poolKey) + len(r.delegated) + len(r.srv) + len(r.noWellKnown)
+	for _, t := range r.targets {
+		sum += len(t.host) + 32
+	}
+	return sum
 }
 
 // target is a host, a DNS name or an IP literal without brackets, and a port.
@@ -59,40 +71,79 @@ type router struct {
 	wellKnown *http.Client
 	userAgent string
 	now       func() time.Time
+	closing   context.Context // ends what is being discovered
 
 	routes      *cache[*route]
 	delegations *cache[delegation]
+
+	mu      sync.Mutex
+	flights map[string]*flight
+	running sync.WaitGroup
 }
 
-// errNoService is an SRV record whose target is the root (RFC 2782).
-var errNoService = errors.New("its SRV record says that it offers no federation")
-
-// tcpDialer is what the well-known client needs of *dial.Dialer.
-type tcpDialer interface {
-	Dial(ctx context.Context, host string, port uint16) (net.Conn, error)
+// flight is one discovery that everybody who wants the same name waits for. It belongs to none of them: who gives up
+// ends nothing for the others, and what is found out is kept for the next.
+type flight struct {
+	done  chan struct{} // closed at the end, after which route and err stand
+	route *route
+	err   error
 }
 
-// find returns the route to name, which must be a valid server name. It fails only where the name server says that
-// there is no federation, or with the error of ctx.
-func (r *router) find(ctx context.Context, name string) (*route, error) {
+// noServiceError is an SRV record whose target is the root (RFC 2782).
+type noServiceError struct{ record, host string }
+
+func (e *noServiceError) Error() string {
+	return fmt.Sprintf("the SRV record %s says that %s offers no federation", e.record, e.host)
+}
+
+var errNoName = errors.New("the server name is none")
+
+// find returns the route to name, which must be a valid server name. It waits within ctx for a discovery that has, if it
+// must be begun, the time within for itself. It fails with a *noServiceError, errNoName, dial.ErrBusy, or an error of a
+// context.
+func (r *router) find(ctx context.Context, name string, within time.Duration) (*route, error) {
 	if known, ok := r.routes.get(name, r.now()); ok {
 		return known, nil
 	}
-	found, lifetime, err := r.discover(ctx, name)
-	if err == nil {
-		err = ctx.Err()
+	joined := r.join(name, within)
+	select {
+	case <-joined.done:
+		return joined.route, joined.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
 	}
-	if err != nil {
-		return nil, err
-	}
-	if lifetime > 0 {
-		r.routes.put(name, found, r.now().Add(lifetime))
-	}
-	return found, nil
 }
 
-// discover also returns how long the route may be kept, 0 for not at all.
-func (r *router) discover(ctx context.Context, name string) (*route, time.Duration, error) {
+// join is called while a request runs, so that running does not grow once the client has waited for its requests.
+func (r *router) join(name string, within time.Duration) *flight {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if begun, ok := r.flights[name]; ok {
+		return begun
+	}
+	begun := &flight{done: make(chan struct{})}
+	r.flights[name] = begun
+	r.running.Go(func() {
+		ctx, cancel := context.WithTimeout(r.closing, within)
+		defer cancel()
+		found, lifetime, err := r.discover(ctx, name, within)
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err == nil && lifetime > 0 {
+			r.routes.put(name, found, found.bytes(), r.now().Add(lifetime))
+		}
+		r.mu.Lock()
+		delete(r.flights, name)
+		r.mu.Unlock()
+		begun.route, begun.err = found, err
+		close(begun.done)
+	})
+	return begun
+}
+
+// discover also returns how long the route may be kept, 0 for not at all. Its steps together take less than within.
+func (r *router) discover(ctx context.Context, name string, within time.Duration) (*route, time.Duration, error) {
 	parsed, err := parseName(name)
 	if err != nil {
 		return nil, 0, err
@@ -100,17 +151,22 @@ func (r *router) discover(ctx context.Context, name string) (*route, time.Durati
 	if parsed.direct() {
 		return newRoute(parsed, []target{parsed.target()}), routeLifetime, nil
 	}
-	told := r.delegate(ctx, parsed.host)
+	told, err := r.delegate(ctx, parsed.host, within*5/10)
+	if err != nil {
+		return nil, 0, err
+	}
 	lifetime := min(routeLifetime, told.expires.Sub(r.now()))
-	if told.err == nil {
+	if told.server != "" {
 		if parsed, err = parseName(told.server); err != nil {
 			return nil, 0, err
 		}
 		if parsed.direct() {
-			return newRoute(parsed, []target{parsed.target()}), lifetime, nil
+			found := newRoute(parsed, []target{parsed.target()})
+			found.delegated = told.server
+			return found, lifetime, nil
 		}
 	}
-	targets, sure, err := r.srv(ctx, parsed.host)
+	targets, record, sure, err := r.srv(ctx, parsed.host, within*2/10)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -121,35 +177,39 @@ func (r *router) discover(ctx context.Context, name string) (*route, time.Durati
 		targets = []target{parsed.target()}
 	}
 	found := newRoute(parsed, targets)
-	found.wellKnownErr = told.err
+	found.delegated, found.srv, found.noWellKnown = told.server, record, told.why
 	return found, lifetime, nil
 }
 
-// srv returns the targets of host's SRV records, of the newer service name if that has any, else of the older. A name
-// server that fails is taken as having none, but then the answer is not sure: hosts exist whose name server fails on
-// SRV and whose homeserver stands on port 8448.
-func (r *router) srv(ctx context.Context, host string) (targets []target, sure bool, err error) {
+// srv returns the targets of host's SRV records, of the newer service name if that has any, else of the older, and the
+// record's name. A name server that fails is taken as having none, but then the answer is not sure: hosts exist whose
+// name server fails on SRV and whose homeserver stands on port 8448. Each lookup may take so long.
+func (r *router) srv(ctx context.Context, host string, most time.Duration) (targets []target, record string, sure bool, err error) {
 	sure = true
 	for _, service := range []string{"matrix-fed", "matrix"} {
-		limited, cancel := context.WithTimeout(ctx, share(ctx, 3, srvMostTime))
+		record = fmt.Sprintf("_%s._tcp.%s", service, host)
+		limited, cancel := context.WithTimeout(ctx, most)
 		records, err := r.dialer.LookupSRV(limited, service, host)
 		cancel()
+		if errors.Is(err, dial.ErrBusy) {
+			return nil, "", false, err
+		}
 		if dnsErr, ok := errors.AsType[*net.DNSError](err); err != nil && (!ok || !dnsErr.IsNotFound) {
 			sure = false
 		}
-		for _, record := range records[:min(len(records), maxTargets)] {
-			if name := strings.TrimSuffix(record.Target, "."); name != "" {
-				targets = append(targets, target{name, record.Port})
+		for _, one := range records[:min(len(records), maxTargets)] {
+			if name := strings.TrimSuffix(one.Target, "."); name != "" && one.Port != 0 {
+				targets = append(targets, target{name, one.Port})
 			}
 		}
 		if len(targets) > 0 {
-			return targets, sure, nil
+			return targets, record, sure, nil
 		}
 		if len(records) > 0 {
-			return nil, sure, fmt.Errorf("%s: %w", host, errNoService)
+			return nil, "", sure, &noServiceError{record: record, host: host}
 		}
 	}
-	return nil, sure, nil
+	return nil, "", sure, nil
 }
 
 // serverName is a parsed server name.
@@ -160,13 +220,17 @@ type serverName struct {
 	literal bool   // host is an IP address
 }
 
+// parseName fails with errNoName.
 func parseName(name string) (serverName, error) {
 	parsed := id.ParseServerName(name)
 	if parsed == nil || parsed.Port < 0 || parsed.Port > 65535 {
-		return serverName{}, errors.New("the server name is none")
+		return serverName{}, errNoName
 	}
-	// The grammar also takes 999.1.1.1 for an address; that can only be looked up, and is not found.
 	_, err := netip.ParseAddr(parsed.Host)
+	if err != nil && parsed.Type == id.ServerNameIPv6 {
+		return serverName{}, errNoName // the grammar takes [:::::] too
+	}
+	// It also takes 999.1.1.1 for an address; that can only be looked up, and is not found.
 	return serverName{full: name, host: parsed.Host, port: uint16(parsed.Port), literal: err == nil}, nil
 }
 
@@ -189,12 +253,4 @@ func newRoute(name serverName, targets []target) *route {
 		targets: targets,
 		poolKey: hex.EncodeToString(sum.Sum(nil)[:16]) + ".route",
 	}
-}
-
-// share is the part'th part of the time that ctx leaves, at most most.
-func share(ctx context.Context, part int, most time.Duration) time.Duration {
-	if deadline, ok := ctx.Deadline(); ok {
-		return min(time.Until(deadline)/time.Duration(part), most)
-	}
-	return most
 }

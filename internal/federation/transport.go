@@ -9,33 +9,21 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
-	"sync/atomic"
 	"time"
+
+	"freshen/internal/federation/dial"
 )
 
 const (
 	maxHeaderBytes   = 64 << 10
-	maxIdleConns     = 256
-	maxIdlePerRoute  = 2
 	maxConnsPerRoute = 8
 	// idleTimeout is below the keep-alive of common reverse proxies (nginx: 75 s), so that it is we who close.
 	idleTimeout = 55 * time.Second
-	// dialMostTime bounds one connection with its handshake where the context leaves more.
+	// maxSockets bounds all sockets: connections that are made, used or kept, and name lookups.
+	maxSockets = 512
+	// dialMostTime bounds the connecting to one target where the context leaves more.
 	dialMostTime = 15 * time.Second
 )
-
-// attempt is one request on its way; it travels in the request's context.
-type attempt struct {
-	route     *route      // nil until it is found
-	connected atomic.Bool // a connection was there to send the request on
-}
-
-type attemptKey struct{}
-
-func attemptOf(ctx context.Context) *attempt {
-	a, _ := ctx.Value(attemptKey{}).(*attempt)
-	return a
-}
 
 type dialContextKey struct{}
 
@@ -55,15 +43,13 @@ func dialContext(ctx context.Context) context.Context {
 // transport sends requests for matrix-federation://name/… to the server of that name.
 type transport struct {
 	router *router
-	dialer tcpDialer
 	tls    *tls.Config
-	http   *http.Transport
+	pools  *pools
 }
 
 func newTransport(cfg *Config, router *router) *transport {
 	t := &transport{
 		router: router,
-		dialer: router.dialer,
 		tls: &tls.Config{
 			RootCAs:            cfg.Roots,
 			MinVersion:         tls.VersionTLS12,
@@ -71,37 +57,39 @@ func newTransport(cfg *Config, router *router) *transport {
 			ClientSessionCache: nil, // resumption saves a tenth of a millisecond, and lets a server follow us
 		},
 	}
-	t.http = &http.Transport{
+	t.pools = newPools(t.newHTTP)
+	return t
+}
+
+func (t *transport) newHTTP() *http.Transport {
+	return &http.Transport{
 		DialTLSContext:         t.dialTLS,
 		ForceAttemptHTTP2:      true,
 		DisableCompression:     true, // a list is keys and signatures, which hardly shrink; what is not asked for cannot explode
 		MaxResponseHeaderBytes: maxHeaderBytes,
-		MaxIdleConns:           maxIdleConns,
-		MaxIdleConnsPerHost:    maxIdlePerRoute,
+		MaxIdleConnsPerHost:    maxKeptPerRoute,
 		MaxConnsPerHost:        maxConnsPerRoute,
 		IdleConnTimeout:        idleTimeout,
-		// An HTTP/2 connection whose other end vanished would take request after request to its time limit.
-		HTTP2: &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
 	}
-	return t
 }
 
-var errSwitched = errors.New("it switched protocols unasked")
+var errNotFinal = errors.New("its answer has a status that only an interim one may have")
 
-// RoundTrip implements [http.RoundTripper]. The context must hold an attempt.
+// RoundTrip implements [http.RoundTripper]. The context must hold an attempt, whose pool the caller leaves.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	ctx := req.Context()
 	a := attemptOf(ctx)
 	if a == nil || req.URL.Scheme != "matrix-federation" {
 		return nil, fmt.Errorf("a request for scheme %q is none of this client's", req.URL.Scheme)
 	}
-	found, err := t.router.find(ctx, req.URL.Host)
+	found, err := t.router.find(ctx, req.URL.Host, a.limits.discovery)
 	if err != nil {
 		return nil, err
 	}
-	a.route = found
+	a.route, a.pool = found, t.pools.enter(found.poolKey)
+	// No Got1xxResponse: with it, net/http would no longer bound how many interim answers there may be.
 	ctx = httptrace.WithClientTrace(withDialContext(ctx), &httptrace.ClientTrace{
-		GotConn: func(httptrace.GotConnInfo) { a.connected.Store(true) },
+		GotConn: func(got httptrace.GotConnInfo) { a.sentOn(guardOf(got.Conn), got.Reused) },
 	})
 	sent := req.WithContext(ctx)
 	sent.URL = &url.URL{
@@ -109,18 +97,24 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		Path: req.URL.Path, RawPath: req.URL.RawPath, RawQuery: req.URL.RawQuery,
 	}
 	sent.Host = found.host
-	resp, err := t.http.RoundTrip(sent)
-	if err != nil {
-		return nil, err
+	for {
+		a.enter(stageQueue)
+		resp, err := a.pool.http.RoundTrip(sent)
+		switch {
+		case err != nil && ctx.Err() == nil && a.wasDropped():
+			continue // each time there is one connection less
+		case err != nil:
+			return nil, err
+		case resp.StatusCode < http.StatusOK:
+			_ = resp.Body.Close()
+			return nil, errNotFinal
+		}
+		a.enter(stageBody)
+		return resp, nil
 	}
-	if resp.StatusCode == http.StatusSwitchingProtocols {
-		_ = resp.Body.Close()
-		return nil, errSwitched
-	}
-	return resp, nil
 }
 
-// dialError is the failure of every target of a route.
+// dialError is the failure of every target of a route that was tried.
 type dialError struct{ targets []targetError }
 
 func (e *dialError) Error() string { return errors.Join(e.Unwrap()...).Error() }
@@ -133,19 +127,13 @@ func (e *dialError) Unwrap() []error {
 	return errs
 }
 
-// targetError is the failure of one target, in the handshake or before it.
+// targetError is the failure of one target; err is what [dial.Dialer.Dial] says.
 type targetError struct {
-	target    target
-	handshake bool
-	err       error
+	target target
+	err    error
 }
 
-func (e *targetError) Error() string {
-	if e.handshake {
-		return fmt.Sprintf("TLS with %s: %v", e.target, e.err)
-	}
-	return fmt.Sprintf("connecting to %s: %v", e.target, e.err)
-}
+func (e *targetError) Error() string { return fmt.Sprintf("%s: %v", e.target, e.err) }
 
 func (e *targetError) Unwrap() error { return e.err }
 
@@ -157,13 +145,21 @@ func (t *transport) dialTLS(ctx context.Context, _, _ string) (net.Conn, error) 
 	if a == nil || a.route == nil {
 		return nil, errors.New("a connection without a route was asked for")
 	}
+	if err := a.dialling(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, before(ctx, a.limits.connect))
+	defer cancel()
+	secure := handshake(t.tls, a.route.tlsName, a.limits.handshake)
 	failed := &dialError{}
 	for i, where := range a.route.targets {
-		conn, err := t.dialTarget(ctx, a.route, where, len(a.route.targets)-i)
+		limited, done := context.WithTimeout(ctx, share(ctx, len(a.route.targets)-i, dialMostTime))
+		conn, err := t.router.dialer.Dial(limited, where.host, where.port, secure)
+		done()
 		if err == nil {
 			return conn, nil
 		}
-		failed.targets = append(failed.targets, *err)
+		failed.targets = append(failed.targets, targetError{target: where, err: err})
 		if ctx.Err() != nil {
 			break
 		}
@@ -171,19 +167,17 @@ func (t *transport) dialTLS(ctx context.Context, _, _ string) (net.Conn, error) 
 	return nil, failed
 }
 
-func (t *transport) dialTarget(ctx context.Context, to *route, where target, left int) (net.Conn, *targetError) {
-	ctx, cancel := context.WithTimeout(ctx, share(ctx, left, dialMostTime))
-	defer cancel()
-	raw, err := t.dialer.Dial(ctx, where.host, where.port)
-	if err != nil {
-		return nil, &targetError{target: where, err: err}
+// handshake makes TLS connections with a server whose certificate must be for name, each within most.
+func handshake(config *tls.Config, name string, most time.Duration) dial.Secure {
+	return func(ctx context.Context, raw net.Conn) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, most)
+		defer cancel()
+		own := config.Clone()
+		own.ServerName = name
+		conn := tls.Client(newGuard(raw), own)
+		if err := conn.HandshakeContext(ctx); err != nil {
+			return nil, &handshakeError{name: name, err: err}
+		}
+		return conn, nil
 	}
-	config := t.tls.Clone()
-	config.ServerName = to.tlsName
-	conn := tls.Client(raw, config)
-	if err := conn.HandshakeContext(ctx); err != nil {
-		_ = raw.Close()
-		return nil, &targetError{target: where, handshake: true, err: err}
-	}
-	return conn, nil
 }

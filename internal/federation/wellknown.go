@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"freshen"
+	"freshen/internal/federation/dial"
 )
 
 // Limits of /.well-known/matrix/server. The specification asks for at most 48 hours and proposes 24 where the answer
@@ -22,7 +23,6 @@ import (
 const (
 	wellKnownMaxBytes    = 64 << 10
 	wellKnownRedirects   = 5
-	wellKnownMostTime    = 4 * time.Second
 	wellKnownLongest     = 48 * time.Hour
 	wellKnownDefault     = 24 * time.Hour
 	wellKnownShortest    = 5 * time.Minute
@@ -33,7 +33,7 @@ const (
 // delegation is what the well-known of a host said: a server name, or why there is none.
 type delegation struct {
 	server  string
-	err     error
+	why     string // in words, see explainWellKnown
 	expires time.Time
 }
 
@@ -42,28 +42,35 @@ type wellKnownAnswerError struct{ why string }
 
 func (e *wellKnownAnswerError) Error() string { return e.why }
 
-// delegate returns what the well-known of host says, from the cache or the network. Nothing is cached once ctx is done:
-// its end says nothing about the host.
-func (r *router) delegate(ctx context.Context, host string) delegation {
+// delegate returns what the well-known of host says, from the cache or the network, where it may take at most so long.
+// It fails, and nothing is cached, where the failure says nothing about the host: with dial.ErrBusy, or once ctx is
+// done.
+func (r *router) delegate(ctx context.Context, host string, most time.Duration) (delegation, error) {
 	key := strings.ToLower(host)
 	if known, ok := r.delegations.get(key, r.now()); ok {
-		return known
+		return known, nil
 	}
-	limited, cancel := context.WithTimeout(ctx, share(ctx, 3, wellKnownMostTime))
+	limited, cancel := context.WithTimeout(ctx, most)
 	defer cancel()
+	began := time.Now()
 	server, lifetime, err := r.fetchWellKnown(limited, host)
+	switch {
+	case ctx.Err() != nil:
+		return delegation{}, ctx.Err()
+	case isBusy(err):
+		return delegation{}, dial.ErrBusy
+	}
+	told := delegation{server: server}
 	if err != nil {
 		lifetime = wellKnownErrSilent
 		if _, answered := errors.AsType[*wellKnownAnswerError](err); answered {
 			lifetime = wellKnownErrAnswered
 		}
-		err = fmt.Errorf("the well-known of %s cannot be used: %w", host, err)
+		told.why = explainWellKnown(err, time.Since(began), r.now())
 	}
-	result := delegation{server: server, err: err, expires: r.now().Add(lifetime)}
-	if ctx.Err() == nil {
-		r.delegations.put(key, result, result.expires)
-	}
-	return result
+	told.expires = r.now().Add(lifetime)
+	r.delegations.put(key, told, len(told.server)+len(told.why), told.expires)
+	return told, nil
 }
 
 func (r *router) fetchWellKnown(ctx context.Context, host string) (string, time.Duration, error) {
@@ -104,7 +111,7 @@ func parseWellKnown(body []byte) (string, error) {
 	if err := json.Unmarshal(body, &wire); err != nil {
 		return "", &wellKnownAnswerError{"it is no JSON object with a string m.server"}
 	}
-	if !freshen.ValidServerName(wire.Server) {
+	if _, err := parseName(wire.Server); err != nil || !freshen.ValidServerName(wire.Server) {
 		return "", &wellKnownAnswerError{"its m.server is no server name"}
 	}
 	return wire.Server, nil
@@ -138,16 +145,23 @@ func wellKnownLifetime(header http.Header, now time.Time) time.Duration {
 
 // newWellKnownClient follows a few redirects, to https only, each through our own dialler. It keeps no connection: it is
 // used about once a day for a host.
-func newWellKnownClient(cfg *Config, dialer tcpDialer) *http.Client {
+func newWellKnownClient(cfg *Config, dialer *dial.Dialer) *http.Client {
+	config := &tls.Config{RootCAs: cfg.Roots, MinVersion: tls.VersionTLS12}
 	transport := &http.Transport{
-		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+		DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
 			host, port, err := splitHostPort(addr)
 			if err != nil {
 				return nil, err
 			}
-			return dialer.Dial(dialContext(ctx), host, port)
+			ctx = dialContext(ctx)
+			ctx, cancel := context.WithTimeout(ctx, before(ctx, discoveryMostTime))
+			defer cancel()
+			conn, err := dialer.Dial(ctx, host, port, handshake(config, host, discoveryMostTime))
+			if err != nil {
+				return nil, &targetError{target: target{host, port}, err: err}
+			}
+			return conn, nil
 		},
-		TLSClientConfig:        &tls.Config{RootCAs: cfg.Roots, MinVersion: tls.VersionTLS12},
 		DisableKeepAlives:      true,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxHeaderBytes,

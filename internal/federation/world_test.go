@@ -4,6 +4,9 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"flag"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/netip"
@@ -20,7 +23,12 @@ import (
 	"freshen/internal/federation/fedtest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	log.SetOutput(io.Discard) // net/http tells it of each frame and byte that it did not expect
+	// Most tests wait for a limit and need no processor meanwhile. -parallel on the command line is heeded.
+	_ = flag.Set("test.parallel", "8")
+	goleak.VerifyTestMain(m)
+}
 
 const ourName = "us.test"
 
@@ -57,12 +65,20 @@ func (c *clock) Advance(d time.Duration) {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	key := fedtest.NewKey()
+	w := newWorldWith(t, federation.NewSigningKey(key))
+	w.key = key
+	return w
+}
+
+// newWorldWith is newWorld with a client that signs with key.
+func newWorldWith(t *testing.T, key *federation.SigningKey) *world {
+	t.Helper()
 	w := &world{
-		T: t, ca: fedtest.NewCA(t), dns: fedtest.NewDNS(t), net: fedtest.NewNetwork(t), key: fedtest.NewKey(),
-		clock: &clock{now: time.Now()},
+		T: t, ca: fedtest.NewCA(t), dns: fedtest.NewDNS(t), net: fedtest.NewNetwork(t), clock: &clock{now: time.Now()},
 	}
 	client, err := federation.New(federation.Config{
-		ServerName: ourName, Key: federation.NewSigningKey(w.key), Roots: w.ca.Pool(), AllowNetworks: open,
+		ServerName: ourName, Key: key, Roots: w.ca.Pool(), AllowNetworks: open,
 		UserAgent: "freshen/test (+us.test)", Resolver: w.dns.Resolver(), Now: w.clock.Now,
 	})
 	if err != nil {

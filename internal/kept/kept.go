@@ -30,6 +30,7 @@ const (
 type Lists struct {
 	store *store.Store
 	log   *slog.Logger
+	now   func() time.Time
 
 	writes sync.WaitGroup
 
@@ -46,18 +47,20 @@ type fetching struct {
 	announced bool // by the homeserver, since it began
 }
 
-// Load reads the index.
-func Load(ctx context.Context, s *store.Store, log *slog.Logger) (*Lists, error) {
+// Load reads the index. now is the clock.
+func Load(ctx context.Context, s *store.Store, log *slog.Logger, now func() time.Time) (*Lists, error) {
 	infos, err := s.KeptLists(ctx)
 	if err != nil {
 		return nil, err
 	}
-	l := &Lists{store: s, log: log, infos: make(map[id.UserID]store.KeptInfo, len(infos)), fetching: map[id.UserID]*fetching{}}
+	l := &Lists{store: s, log: log, now: now, infos: make(map[id.UserID]store.KeptInfo, len(infos)), fetching: map[id.UserID]*fetching{}}
 	l.Put(infos)
 	return l, nil
 }
 
-// Put records lists that have just been stored.
+// Put records what has just been stored, by this instance or another. It may come again, and it may come late: what is
+// older than what is known already changes nothing, and of one list it is never forgotten that it is suspect or of use,
+// since that is known here before it is stored.
 func (l *Lists) Put(infos []store.KeptInfo) {
 	if len(infos) == 0 {
 		return
@@ -65,7 +68,18 @@ func (l *Lists) Put(infos []store.KeptInfo) {
 	var suspect []store.KeptInfo
 	l.mu.Lock()
 	for _, info := range infos {
-		if f := l.fetching[info.UserID]; f != nil && f.announced {
+		have, known := l.infos[info.UserID]
+		switch {
+		case known && info.Version < have.Version:
+			continue
+		case info.Retired:
+			delete(l.infos, info.UserID)
+			continue
+		case known && info.FetchedAt.Equal(have.FetchedAt):
+			info.Suspect = info.Suspect || have.Suspect
+			info.Shared = info.Shared || have.Shared
+		}
+		if f := l.fetching[info.UserID]; f != nil && f.announced && !info.Suspect {
 			info.Suspect = true
 			suspect = append(suspect, info)
 		}
@@ -156,14 +170,11 @@ func (l *Lists) recordSuspect(fresh []store.KeptInfo) {
 	if len(fresh) == 0 {
 		return
 	}
+	at := l.now()
 	l.background(func(ctx context.Context) {
-		users := l.stillSuspect(fresh)
-		if len(users) == 0 {
-			return
-		}
-		if err := l.store.MarkSuspect(ctx, users); err != nil {
-			l.log.Error("could not record that kept device lists are suspect; after a restart they count as fresh until they are an hour old",
-				"users", len(users), "err", err)
+		if err := l.store.MarkSuspect(ctx, fresh, at); err != nil {
+			l.log.Error("could not record that kept device lists are suspect; after a restart, and at other instances, they count as fresh until they are an hour old",
+				"users", len(fresh), "err", err)
 		}
 	})
 }
@@ -207,7 +218,7 @@ func (l *Lists) sweep(now time.Time) {
 	var strangers []store.KeptInfo
 	l.mu.RLock()
 	for _, info := range l.infos {
-		if !info.Shared && now.Sub(info.FetchedAt) > MaxAge {
+		if !info.Shared && now.Sub(info.FetchedAt).Abs() > MaxAge {
 			strangers = append(strangers, info)
 		}
 	}
@@ -215,18 +226,6 @@ func (l *Lists) sweep(now time.Time) {
 	for _, info := range strangers {
 		l.Retire(info.UserID, info.FetchedAt)
 	}
-}
-
-// stillSuspect names those whose list has not been fetched again since it was marked.
-func (l *Lists) stillSuspect(marked []store.KeptInfo) (users []id.UserID) {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	for _, info := range marked {
-		if now := l.infos[info.UserID]; now.Suspect && now.FetchedAt.Equal(info.FetchedAt) {
-			users = append(users, info.UserID)
-		}
-	}
-	return users
 }
 
 // Retire drops the list that was fetched at that time: the homeserver says the same, or better, by itself. It does not

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,13 +24,24 @@ const bob, dave = id.UserID("@bob:b.org"), id.UserID("@dave:b.org")
 
 var start = time.UnixMilli(1_700_000_000_000)
 
+// clock is the time at which the homeserver announces somebody.
+type clock struct{ at atomic.Int64 }
+
+func (c *clock) now() time.Time      { return start.Add(time.Duration(c.at.Load())) }
+func (c *clock) set(d time.Duration) { c.at.Store(int64(d)) }
+
 func open(t *testing.T) (*store.Store, *kept.Lists) {
+	t.Helper()
+	return openAt(t, new(clock))
+}
+
+func openAt(t *testing.T, c *clock) (*store.Store, *kept.Lists) {
 	t.Helper()
 	s, err := store.Open(t.Context(), store.Config{Path: filepath.Join(t.TempDir(), "freshen.db"), Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := load(t, s)
+	l := loadAt(t, s, c)
 	s.OnCommit(func(c store.Committed) { l.Put(c.Kept) })
 	t.Cleanup(func() {
 		l.Close()
@@ -45,7 +57,12 @@ func open(t *testing.T) (*store.Store, *kept.Lists) {
 
 func load(t *testing.T, s *store.Store) *kept.Lists {
 	t.Helper()
-	l, err := kept.Load(t.Context(), s, slog.New(slog.DiscardHandler))
+	return loadAt(t, s, new(clock))
+}
+
+func loadAt(t *testing.T, s *store.Store, c *clock) *kept.Lists {
+	t.Helper()
+	l, err := kept.Load(t.Context(), s, slog.New(slog.DiscardHandler), c.now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,8 +112,10 @@ func TestTheIndexFollowsTheDatabase(t *testing.T) {
 
 // A list that the homeserver has overtaken is doubted until it is fetched again, also over a restart.
 func TestSuspicion(t *testing.T) {
-	s, l := open(t)
+	clock := new(clock)
+	s, l := openAt(t, clock)
 	keep(t, s, bob, start)
+	clock.set(time.Second)
 	l.Announced([]id.UserID{bob, dave, bob})
 	if info, _ := l.Info(bob); !info.Suspect || l.Has(dave) {
 		t.Error("what the homeserver announced is not suspect, or somebody else is")
@@ -105,6 +124,7 @@ func TestSuspicion(t *testing.T) {
 	if info, _ := l.Info(bob); info.Suspect {
 		t.Error("a list that was fetched again is suspect")
 	}
+	clock.set(2 * time.Minute)
 	l.Announced([]id.UserID{bob})
 	l.Close()
 	if info, _ := load(t, s).Info(bob); !info.Suspect {
@@ -112,12 +132,12 @@ func TestSuspicion(t *testing.T) {
 	}
 }
 
-// The homeserver healed as of an older list; a newer one that came meanwhile must stay.
 // A contact who signs in while their list is on its way here must not be hidden behind that list for an hour: it may be
 // from just before.
 func TestAnAnnouncementDuringAFetchMakesTheListSuspect(t *testing.T) {
 	s, l := open(t)
-	for _, announced := range []bool{true, false} {
+	for i, announced := range []bool{true, false} {
+		start := start.Add(time.Duration(i) * time.Second)
 		done := l.Fetching(bob)
 		if l.Len() == 0 || !l.Has(bob) || l.Has(dave) {
 			t.Error("nobody watches for announcements of a user who is being fetched")
@@ -137,6 +157,7 @@ func TestAnAnnouncementDuringAFetchMakesTheListSuspect(t *testing.T) {
 	}
 }
 
+// The homeserver healed as of an older list; a newer one that came meanwhile must stay.
 func TestRetiringSparesANewerList(t *testing.T) {
 	s, l := open(t)
 	keep(t, s, bob, start)
@@ -209,7 +230,38 @@ func TestTheDatabaseAway(t *testing.T) {
 	if _, err := l.Read(t.Context(), bob); err == nil {
 		t.Error("a database that is closed was read")
 	}
-	if _, err := kept.Load(context.Background(), s, slog.New(slog.DiscardHandler)); err == nil {
+	if _, err := kept.Load(context.Background(), s, slog.New(slog.DiscardHandler), time.Now); err == nil {
 		t.Error("a database that is closed was loaded")
+	}
+}
+
+// What instances tell each other comes again, and what this one knows of a list may not be stored yet.
+func TestNewsOfOtherInstances(t *testing.T) {
+	_, l := open(t)
+	info := func(minute int, version int64) store.KeptInfo {
+		return store.KeptInfo{UserID: bob, FetchedAt: start.Add(time.Duration(minute) * time.Minute), Version: version}
+	}
+	doubted := func(k store.KeptInfo) store.KeptInfo { k.Suspect = true; return k }
+	useful := func(k store.KeptInfo) store.KeptInfo { k.Shared = true; return k }
+	retired := func(k store.KeptInfo) store.KeptInfo { k.Retired = true; return k }
+	for _, step := range []struct {
+		what string
+		put  store.KeptInfo
+		want store.KeptInfo
+	}{
+		{"a list", doubted(info(0, 5)), doubted(info(0, 5))},
+		{"the same list, found to be of use by somebody who has not heard of the doubt", useful(info(0, 6)), doubted(useful(info(0, 6)))},
+		{"news from before that", info(0, 4), doubted(useful(info(0, 6)))},
+		{"a newer list", info(1, 7), info(1, 7)},
+		{"an older list that comes late", doubted(info(0, 6)), info(1, 7)},
+		{"a list that was fetched after a clock was set back", info(-60, 8), info(-60, 8)},
+		{"the end of it", retired(info(-60, 9)), store.KeptInfo{}},
+		{"another", info(2, 10), info(2, 10)},
+		{"the end of the one before, once more", retired(info(-60, 9)), info(2, 10)},
+	} {
+		l.Put([]store.KeptInfo{step.put})
+		if got, ok := l.Info(bob); got != step.want || ok != (step.want != store.KeptInfo{}) {
+			t.Errorf("after %s: %+v, want %+v", step.what, got, step.want)
+		}
 	}
 }

@@ -16,11 +16,21 @@ type Rate struct {
 // Take uses up one request of an allowance that will be whole again at whole, and returns when it will be then. If none
 // is left, whole stays and wait is how long until one is.
 func (r Rate) Take(whole, now time.Time) (_ time.Time, wait time.Duration) {
-	if whole.Before(now) {
+	return r.take(whole, now, 0)
+}
+
+// TakeSpare is Take for what nobody waits for: it leaves half of the burst to those who do.
+func (r Rate) TakeSpare(whole, now time.Time) (_ time.Time, wait time.Duration) {
+	return r.take(whole, now, r.Burst/2)
+}
+
+func (r Rate) take(whole, now time.Time, leave int) (_ time.Time, wait time.Duration) {
+	// Later than a whole burst takes is what was used before the clock was set back; it says nothing any more.
+	if whole.Before(now) || whole.After(now.Add(time.Duration(r.Burst)*r.Every)) {
 		whole = now
 	}
 	next := whole.Add(r.Every)
-	if ahead := next.Sub(now) - time.Duration(r.Burst)*r.Every; ahead > 0 {
+	if ahead := next.Sub(now) - time.Duration(r.Burst-leave)*r.Every; ahead > 0 {
 		return whole, ahead
 	}
 	return next, 0
@@ -44,12 +54,21 @@ func New(rate Rate) *Limiter {
 
 // Take uses up one request of key's. If none is left it uses up nothing, and wait is how long until one is.
 func (l *Limiter) Take(key string, now time.Time) (wait time.Duration) {
+	return l.take(l.rate.Take, key, now)
+}
+
+// TakeSpare is Take for what nobody waits for: see [Rate.TakeSpare].
+func (l *Limiter) TakeSpare(key string, now time.Time) (wait time.Duration) {
+	return l.take(l.rate.TakeSpare, key, now)
+}
+
+func (l *Limiter) take(take func(whole, now time.Time) (time.Time, time.Duration), key string, now time.Time) (wait time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.whole) >= maxKeys {
 		l.forget(now)
 	}
-	whole, wait := l.rate.Take(l.whole[key], now)
+	whole, wait := take(l.whole[key], now)
 	if wait == 0 {
 		l.whole[key] = whole
 	}

@@ -54,3 +54,49 @@ func TestForgets(t *testing.T) {
 		t.Errorf("%d keys are remembered", n)
 	}
 }
+
+// A debt collector with ten thousand calls to make must not keep a person from making theirs.
+func TestWhatNobodyWaitsForLeavesHalfOfTheBurst(t *testing.T) {
+	l := limit.New(limit.Rate{Every: time.Second, Burst: 20})
+	now := time.Unix(1_700_000_000, 0)
+	spare := 0
+	for l.TakeSpare("a", now) == 0 {
+		spare++
+	}
+	people := 0
+	for l.Take("a", now) == 0 {
+		people++
+	}
+	if spare != 10 || people != 10 {
+		t.Errorf("%d for what nobody waits for and then %d for people, want 10 and 10", spare, people)
+	}
+	if wait := l.TakeSpare("a", now); wait != 11*time.Second {
+		t.Errorf("what nobody waits for comes back in %s, want 11s", wait)
+	}
+	now = now.Add(11 * time.Second)
+	if l.TakeSpare("a", now) != 0 || l.TakeSpare("a", now) != time.Second {
+		t.Error("it does not go on at the configured rate")
+	}
+	one := limit.New(limit.Rate{Every: time.Second, Burst: 1})
+	if one.TakeSpare("a", now) != 0 {
+		t.Error("a burst of one leaves nothing at all for what nobody waits for")
+	}
+}
+
+// A clock that was wrong by a day, and is set right, must not refuse everybody for a day.
+func TestAClockThatIsSetBack(t *testing.T) {
+	l := limit.New(limit.Rate{Every: 6 * time.Second, Burst: 3})
+	now := time.Unix(1_700_000_000, 0)
+	for range 3 {
+		l.Take("a", now)
+	}
+	now = now.Add(-24 * time.Hour)
+	for range 3 {
+		if wait := l.Take("a", now); wait != 0 {
+			t.Errorf("a day before, the wait is %s", wait)
+		}
+	}
+	if wait := l.Take("a", now); wait != 6*time.Second {
+		t.Errorf("past the burst the wait is %s, want 6s", wait)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"net/http"
 
 	"freshen"
+	"freshen/internal/announce"
 	"freshen/internal/homeserver"
 	"freshen/internal/overlay/splice"
 )
@@ -16,21 +17,22 @@ var changesShape = syncShape{path: []string{"changed"}}
 // changesExchange is one GET /keys/changes: a client that was away asks who has changed between two of its tokens. What
 // the device is owed belongs to that. It acknowledges nothing: only a /sync or a /keys/query does.
 type changesExchange struct {
-	p    *Proxy
-	from string
-	who  func() (homeserver.Identity, bool)
+	announcer *announce.Announcer
+	from      string
+	who       func() (homeserver.Identity, bool)
 }
 
 func (p *Proxy) serveKeysChanges(w http.ResponseWriter, r *http.Request) {
 	cred := homeserver.CredentialsOf(r)
-	if p.cfg.Announcer.Head() == 0 || cred.IsZero() {
+	k := p.knowledge.Load()
+	if k == nil || k.Announcer.Head() == 0 || cred.IsZero() {
 		p.proxy.ServeHTTP(w, r)
 		return
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	p.proxy.ServeHTTP(w, with(r, &changesExchange{
-		p: p, from: r.URL.Query().Get("from"),
+		announcer: k.Announcer, from: r.URL.Query().Get("from"),
 		who: inBackground(ctx, func(ctx context.Context) (homeserver.Identity, bool) {
 			who, err := p.cfg.Who.Identify(ctx, cred)
 			return who, err == nil
@@ -46,7 +48,7 @@ func (x *changesExchange) edit(resp *http.Response) error {
 	if !ok {
 		return nil
 	}
-	entries := x.p.cfg.Announcer.OwedSince(freshen.Requester{UserID: who.UserID, DeviceID: who.DeviceID}, x.from)
+	entries := x.announcer.OwedSince(freshen.Requester{UserID: who.UserID, DeviceID: who.DeviceID}, x.from)
 	if len(entries) == 0 || !decode(resp) {
 		return nil
 	}

@@ -37,6 +37,7 @@ const (
 // keysExchange is one POST /keys/query that asks for somebody whose list is kept, or whom something was announced of.
 type keysExchange struct {
 	p   *Proxy
+	k   *Knowledge
 	ctx context.Context
 	req keyquery.Request
 	// arrived is the announcement stream's head when the query came: what the answer acknowledges.
@@ -53,9 +54,14 @@ type keptList struct {
 }
 
 func (p *Proxy) serveKeysQuery(w http.ResponseWriter, r *http.Request) {
-	arrived := p.cfg.Announcer.Head()
+	k := p.knowledge.Load()
+	if k == nil {
+		p.proxy.ServeHTTP(w, r)
+		return
+	}
+	arrived := k.Announcer.Head()
 	cred := homeserver.CredentialsOf(r)
-	if (p.cfg.Lists.Len() == 0 && arrived == 0) || cred.IsZero() {
+	if (k.Lists.Len() == 0 && arrived == 0) || cred.IsZero() {
 		p.proxy.ServeHTTP(w, r)
 		return
 	}
@@ -73,13 +79,13 @@ func (p *Proxy) serveKeysQuery(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	x := &keysExchange{p: p, ctx: r.Context(), req: req, arrived: arrived}
+	x := &keysExchange{p: p, k: k, ctx: r.Context(), req: req, arrived: arrived}
 	x.who = inBackground(ctx, func(ctx context.Context) (homeserver.Identity, bool) {
 		who, err := p.cfg.Who.Identify(ctx, cred)
 		return who, err == nil
 	})
 	again := inBackground(ctx, func(ctx context.Context) (struct{}, bool) {
-		p.fetchDoubtful(ctx, req)
+		k.fetchDoubtful(ctx, req, p.cfg.Now())
 		return struct{}{}, true
 	})
 	x.again = func() { _, _ = again() }
@@ -116,16 +122,16 @@ func inBackground[T any](ctx context.Context, ask func(context.Context) (T, bool
 }
 
 // doubtful says that a list may be out of date.
-func (p *Proxy) doubtful(info store.KeptInfo) bool {
-	return info.Suspect || p.cfg.Now().Sub(info.FetchedAt) > kept.MaxAge
+func doubtful(info store.KeptInfo, now time.Time) bool {
+	return info.Suspect || now.Sub(info.FetchedAt).Abs() > kept.MaxAge // the clock may have been set back
 }
 
 // fetchDoubtful fetches the lists again that are asked for and may be out of date.
-func (p *Proxy) fetchDoubtful(ctx context.Context, req keyquery.Request) {
+func (k *Knowledge) fetchDoubtful(ctx context.Context, req keyquery.Request, now time.Time) {
 	var wg sync.WaitGroup
 	for user := range req.Devices {
-		if info, ok := p.cfg.Lists.Info(user); ok && p.doubtful(info) {
-			wg.Go(func() { p.cfg.Refresher.Again(ctx, user) })
+		if info, ok := k.Lists.Info(user); ok && doubtful(info, now) {
+			wg.Go(func() { k.Refresher.Again(ctx, user) })
 		}
 	}
 	wg.Wait()
@@ -133,16 +139,16 @@ func (p *Proxy) fetchDoubtful(ctx context.Context, req keyquery.Request) {
 
 // keptLists reads the lists that are kept of those asked for, as they are when the homeserver has answered: it may have
 // taken its time. Where a list is still doubtful, the homeserver's answer stands.
-func (p *Proxy) keptLists(ctx context.Context, req keyquery.Request) map[id.UserID]keptList {
+func (x *keysExchange) keptLists() map[id.UserID]keptList {
 	found := map[id.UserID]keptList{}
-	for user := range req.Devices {
-		info, ok := p.cfg.Lists.Info(user)
-		if !ok || p.doubtful(info) {
+	for user := range x.req.Devices {
+		info, ok := x.k.Lists.Info(user)
+		if !ok || doubtful(info, x.p.cfg.Now()) {
 			continue
 		}
-		list, err := p.cfg.Lists.Read(ctx, user)
-		if err != nil && ctx.Err() == nil {
-			p.cfg.Log.Error("cannot read a kept device list; the homeserver's answer stands", "target", user, "err", err)
+		list, err := x.k.Lists.Read(x.ctx, user)
+		if err != nil && x.ctx.Err() == nil {
+			x.p.cfg.Log.Error("cannot read a kept device list; the homeserver's answer stands", "target", user, "err", err)
 		}
 		if err == nil && list != nil {
 			found[user] = keptList{list, info}
@@ -160,10 +166,10 @@ func (x *keysExchange) edit(resp *http.Response) error {
 		return nil // without knowing the requester, their signatures would be lost
 	}
 	x.again()
-	lists := x.p.keptLists(x.ctx, x.req)
+	lists := x.keptLists()
 	requester := freshen.Requester{UserID: who.UserID, DeviceID: who.DeviceID}
 	targets := slices.Collect(maps.Keys(x.req.Devices))
-	if len(lists) == 0 && !x.p.cfg.Announcer.Pending(requester, targets) {
+	if len(lists) == 0 && !x.k.Announcer.Pending(requester, targets) {
 		return nil
 	}
 	if !decode(resp) {
@@ -181,9 +187,9 @@ func (x *keysExchange) edit(resp *http.Response) error {
 		if x.ctx.Err() != nil {
 			return
 		}
-		x.p.cfg.Announcer.Acked(requester, acked, x.arrived)
+		x.k.Announcer.Acked(requester, acked, x.arrived)
 		for _, user := range healed {
-			x.p.cfg.Lists.Retire(user, lists[user].info.FetchedAt)
+			x.k.Lists.Retire(user, lists[user].info.FetchedAt)
 		}
 	}}
 	changedLength(resp, int64(len(edited)))

@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -36,12 +37,16 @@ type Config struct {
 	// Homeserver is the upstream: scheme, host, and a path to put in front if there is one.
 	Homeserver *url.URL
 	Who        *homeserver.Client
-	Announcer  *announce.Announcer
-	Lists      *kept.Lists
-	Rooms      *rooms.Rooms
-	Refresher  Refresher
 	Log        *slog.Logger
 	Now        func() time.Time
+}
+
+// Knowledge is what is put over the answers. It comes from the database, which may be away when freshen starts.
+type Knowledge struct {
+	Announcer *announce.Announcer
+	Lists     *kept.Lists
+	Rooms     *rooms.Rooms
+	Refresher Refresher
 }
 
 // Proxy is the handler for everything that is not freshen's own.
@@ -51,13 +56,16 @@ type Proxy struct {
 	proxy     httputil.ReverseProxy
 	sticky    stickiness
 
+	knowledge atomic.Pointer[Knowledge] // nil until Learn
+	learnt    chan struct{}             // closed by Learn
+
 	stopping context.Context // done once Hurry was called
 	stop     context.CancelFunc
 }
 
-// New returns a proxy. It starts nothing.
+// New returns a proxy. It starts nothing, and until Learn it edits nothing but /versions.
 func New(cfg Config) *Proxy {
-	p := &Proxy{cfg: cfg, transport: newTransport(cfg.Homeserver)}
+	p := &Proxy{cfg: cfg, transport: newTransport(cfg.Homeserver), learnt: make(chan struct{})}
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.proxy = httputil.ReverseProxy{
 		Rewrite:        p.rewrite,
@@ -69,6 +77,13 @@ func New(cfg Config) *Proxy {
 		ErrorLog:       slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 	}
 	return p
+}
+
+// Learn says what is to be put over the answers from now on. Polls that wait already hear of it as if they had come after
+// it. It is called once at the most.
+func (p *Proxy) Learn(k Knowledge) {
+	p.knowledge.Store(&k)
+	close(p.learnt)
 }
 
 // Hurry has every long poll answered at once, those that come later as well: freshen is about to stop, and a client that

@@ -15,6 +15,7 @@ import (
 	"freshen"
 	"freshen/internal/announce"
 	"freshen/internal/homeserver"
+	"freshen/internal/kept"
 	"freshen/internal/overlay/splice"
 )
 
@@ -75,21 +76,26 @@ func (p *Proxy) serveExchange(w http.ResponseWriter, r *http.Request, cred homes
 	x.ctx = ctx
 	defer x.end()
 	defer context.AfterFunc(p.stopping, x.hurry)()
-	if who, ok := p.cfg.Who.Known(cred); ok {
-		x.begin(who, cred)
+	who, known := p.cfg.Who.Known(cred)
+	if k := p.knowledge.Load(); known && k != nil {
+		x.begin(k, who, cred)
 	} else {
 		// Whose token it is, is asked while the homeserver answers and never before.
 		go func() {
 			if who, err := p.cfg.Who.Identify(ctx, cred); err == nil {
-				x.begin(who, cred)
+				select {
+				case <-p.learnt:
+					x.begin(p.knowledge.Load(), who, cred)
+				case <-ctx.Done():
+				}
 			}
 		}()
 	}
 	p.proxy.ServeHTTP(w, with(r.WithContext(ctx), x))
 }
 
-// begin registers the poll once it is known whose it is.
-func (x *syncExchange) begin(who homeserver.Identity, cred homeserver.Credentials) {
+// begin registers the poll once it is known whose it is, and what there is to be told.
+func (x *syncExchange) begin(k *Knowledge, who homeserver.Identity, cred homeserver.Credentials) {
 	device := freshen.Requester{UserID: who.UserID, DeviceID: who.DeviceID}
 	listens, learn := true, false
 	if x.sliding != nil {
@@ -103,7 +109,7 @@ func (x *syncExchange) begin(who homeserver.Identity, cred homeserver.Credential
 	if ended || !listens {
 		return
 	}
-	poll := x.p.cfg.Announcer.Begin(device, cred, x.since, x.hurry)
+	poll := k.Announcer.Begin(device, cred, x.since, x.hurry)
 	x.mu.Lock()
 	ended = x.ended
 	if !ended {
@@ -208,7 +214,8 @@ func withoutWaiting(rawQuery string) string {
 // edit merges what is owed into the answer while it streams past. Where nothing is owed and nothing is to be watched,
 // the answer is not looked at.
 func (x *syncExchange) edit(resp *http.Response) error {
-	if resp.StatusCode != http.StatusOK {
+	k := x.p.knowledge.Load()
+	if resp.StatusCode != http.StatusOK || k == nil {
 		return nil
 	}
 	x.mu.Lock()
@@ -218,7 +225,7 @@ func (x *syncExchange) edit(resp *http.Response) error {
 	if poll != nil {
 		entries = poll.Owed()
 	}
-	watch := (!deaf || learn) && x.p.mayBeAnnounced(who)
+	watch := (!deaf || learn) && k.mayBeAnnounced(who)
 	if len(entries) == 0 && !watch && !learn {
 		return nil
 	}
@@ -233,9 +240,9 @@ func (x *syncExchange) edit(resp *http.Response) error {
 		edit.Add = append(edit.Add, string(e.Target))
 	}
 	if watch {
-		edit.Watch = func(entry []byte) bool { return x.p.cfg.Lists.Has(id.UserID(entry)) }
+		edit.Watch = func(entry []byte) bool { return k.Lists.Has(id.UserID(entry)) }
 	}
-	resp.Body = &syncBody{spliced: splice.NewReader(resp.Body, edit), source: resp.Body, x: x, poll: poll, entries: entries, learn: learn}
+	resp.Body = &syncBody{spliced: splice.NewReader(resp.Body, edit), source: resp.Body, x: x, lists: k.Lists, poll: poll, entries: entries, learn: learn}
 	changedLength(resp, -1)
 	return nil
 }
@@ -249,15 +256,15 @@ func (x *syncExchange) delivered(poll *announce.Poll, entries []announce.Entry, 
 
 // mayBeAnnounced says whether the homeserver could announce somebody to this user whose list is kept. Where it is not
 // known who the user is or with whom they share rooms, it could.
-func (p *Proxy) mayBeAnnounced(who *homeserver.Identity) bool {
-	switch n := p.cfg.Lists.Len(); {
+func (k *Knowledge) mayBeAnnounced(who *homeserver.Identity) bool {
+	switch n := k.Lists.Len(); {
 	case n == 0:
 		return false
 	case who == nil, n > fewKept:
 		return true
 	}
-	for _, user := range p.cfg.Lists.Users() {
-		if shares, known := p.cfg.Rooms.Known(who.UserID, user); shares || !known {
+	for _, user := range k.Lists.Users() {
+		if shares, known := k.Rooms.Known(who.UserID, user); shares || !known {
 			return true
 		}
 	}
@@ -270,6 +277,7 @@ type syncBody struct {
 	spliced *splice.Reader
 	source  io.Closer
 	x       *syncExchange
+	lists   *kept.Lists
 	poll    *announce.Poll
 	entries []announce.Entry
 	learn   bool
@@ -288,13 +296,13 @@ func (b *syncBody) Close() error {
 	result := b.spliced.Result()
 	switch {
 	case result.SeenMore: // too many to name
-		b.x.p.cfg.Lists.Announced(b.x.p.cfg.Lists.Users())
+		b.lists.Announced(b.lists.Users())
 	case len(result.Seen) > 0:
 		seen := make([]id.UserID, len(result.Seen))
 		for i, user := range result.Seen {
 			seen[i] = id.UserID(user)
 		}
-		b.x.p.cfg.Lists.Announced(seen)
+		b.lists.Announced(seen)
 	}
 	if b.learn && result.Depth >= e2eeDepth {
 		b.x.p.sticky.learnt()

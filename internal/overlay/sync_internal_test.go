@@ -35,12 +35,13 @@ func TestNothingOwedIsNotParsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = db.Close() })
-	lists, err := kept.Load(t.Context(), db, log)
+	lists, err := kept.Load(t.Context(), db, log, time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
 	known := rooms.New(client, "hs.test", time.Now, nil)
-	p := New(Config{Homeserver: hs.URL(), Who: client, Lists: lists, Rooms: known, Log: log, Now: time.Now})
+	p := New(Config{Homeserver: hs.URL(), Who: client, Log: log, Now: time.Now})
+	p.Learn(Knowledge{Lists: lists, Rooms: known})
 	t.Cleanup(p.Close)
 
 	edited := func(poll *announce.Poll) bool {

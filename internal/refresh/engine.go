@@ -29,6 +29,8 @@ const (
 	longList = 64 << 10
 	// concernsTimeout bounds the question about that.
 	concernsTimeout = 5 * time.Second
+	// maxFetches is how often a flight is begun anew because another instance was faster.
+	maxFetches = 3
 )
 
 // Fetcher asks a target's own server. Its error is a *[freshen.Failure].
@@ -43,6 +45,9 @@ type Neighbourhood interface {
 	// Explore finds out, in the background, which local users a change of target's concerns, from the point of view of
 	// who. It does not block.
 	Explore(who id.UserID, cred homeserver.Credentials, target id.UserID)
+	// Sharing asks which of the users share a room with target, without credentials at hand. Those of whom that cannot
+	// be found out just now are in neither.
+	Sharing(ctx context.Context, users []id.UserID, target id.UserID) (yes, no []id.UserID)
 }
 
 // Config is what an [Engine] needs to know.
@@ -78,6 +83,7 @@ type Engine struct {
 	log    *slog.Logger
 	users  *limit.Limiter
 	recent outcomes
+	ended  endings
 
 	// ctx ends the fetches that are running when the engine closes.
 	ctx    context.Context
@@ -233,7 +239,7 @@ func (e *Engine) answerAgain(ctx context.Context, who freshen.Requester, target 
 	if past.failure.Blames() == freshen.BlameNobody {
 		return "failed just before", tell(past.failure, time.Time{}, now)
 	}
-	next, err := e.store.AskAgain(ctx, target, asking, now)
+	next, err := e.askAgain(ctx, target, asking, past.failure, now)
 	if err != nil {
 		return "failed", store.Away(err)
 	}
@@ -241,46 +247,38 @@ func (e *Engine) answerAgain(ctx context.Context, who freshen.Requester, target 
 	return "failed just before", tell(past.failure, next, now)
 }
 
+// askAgain records a promise for which nothing is fetched now. past is the failure that the requesters are told of, or nil
+// where there was none to wait for.
+func (e *Engine) askAgain(ctx context.Context, target id.UserID, requesters []id.UserID, past *freshen.Failure, now time.Time) (next time.Time, err error) {
+	return e.store.AskAgain(ctx, target, requesters, now, func(debt store.Debt) store.Debt {
+		return e.cfg.Retry.Asked(debt, past, now, e.cfg.Random())
+	})
+}
+
 // Again fetches a target's list for the overlay, because the one that is kept may be out of date. It shares the fetch
-// with whoever asks for the same target, and it asks no sooner than the configured limits and caches allow; ok says
-// that the list is fresh now.
+// with whoever asks for the same target. It does not ask a destination that is backing off, nor use up what of its rate
+// is for people; ok says that the list is fresh now.
 func (e *Engine) Again(ctx context.Context, target id.UserID) (ok bool) {
-	for {
-		if past, known := e.recent.get(target, e.cfg.Now()); known && past.failure != nil {
+	if past, known := e.recent.get(target, e.cfg.Now()); known && past.failure != nil {
+		return false
+	}
+	if !e.underway(target) {
+		dest, err := e.store.Backoff(ctx, freshen.Destination(target))
+		if err != nil || e.cfg.Now().Before(dest.RetryAt) {
 			return false
 		}
-		f := e.join(target, "", homeserver.Credentials{})
-		select {
-		case <-f.done:
-			return f.answer() == nil
-		case <-ctx.Done():
-			return false
-		}
+	}
+	f := e.join(target, "", homeserver.Credentials{})
+	select {
+	case <-f.done:
+		return f.answer() == nil
+	case <-ctx.Done():
+		return false
 	}
 }
 
-// Pay tries a debt that the caller has claimed, and records what came of it.
-func (e *Engine) Pay(ctx context.Context, debt store.Debt) error {
-	now := e.cfg.Now()
-	if !e.cfg.ServerAllowed(debt.Destination) {
-		n, err := e.store.DropDestination(ctx, debt.Destination)
-		if err == nil {
-			e.log.Info("dropped what was owed to a destination that the configuration denies", "destination", debt.Destination, "debts", n)
-		}
-		return err
-	}
-	f := e.board(debt.Target, func(f *flight) { f.lease = debt.Lease })
-	select {
-	case <-f.done:
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	if f.lease != debt.Lease || !f.recorded { // a request's flight that had landed before we came, or was no fetch at all
-		again := e.cfg.Now()
-		if f.err != nil {
-			again = again.Add(f.err.RetryAfter)
-		}
-		return e.store.Postpone(ctx, debt, now, again)
-	}
-	return nil
+func (e *Engine) underway(target id.UserID) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.flights[target] != nil
 }

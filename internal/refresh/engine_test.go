@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"path/filepath"
-	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -17,157 +14,8 @@ import (
 	"freshen"
 	"freshen/internal/homeserver"
 	"freshen/internal/limit"
-	"freshen/internal/refresh"
-	"freshen/internal/retry"
 	"freshen/internal/store"
 )
-
-const (
-	bob = id.UserID("@bob:b.example")
-	eve = id.UserID("@eve:b.example")
-)
-
-// bed is an engine over a real database, in a bubble whose clock the tests move by sleeping.
-type bed struct {
-	t      *testing.T
-	store  *store.Store
-	engine *refresh.Engine
-	worker *retry.Worker
-	stop   func()
-	*script
-}
-
-// script is the rest of the world.
-type script struct {
-	mu      sync.Mutex
-	fetches []time.Duration // when, since the test's start
-	began   time.Time
-	running int
-	most    int
-	explore []id.UserID
-	// answer is what the destination does; nil for an empty list.
-	answer func(ctx context.Context, target id.UserID) error
-}
-
-func (s *script) FetchDeviceList(ctx context.Context, target id.UserID) (*freshen.DeviceList, error) {
-	s.mu.Lock()
-	s.fetches = append(s.fetches, time.Since(s.began))
-	s.running++
-	s.most = max(s.most, s.running)
-	answer := s.answer
-	s.mu.Unlock()
-	defer func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.running--
-	}()
-	if answer != nil {
-		if err := answer(ctx, target); err != nil {
-			return nil, err
-		}
-	}
-	return freshen.ParseDeviceList(fmt.Appendf(nil, `{"user_id":%q,"stream_id":1,"devices":[]}`, target), target)
-}
-
-func (s *script) does(answer func(context.Context, id.UserID) error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.answer = answer
-}
-
-func (s *script) fetched() []time.Duration {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.fetches)
-}
-
-func (s *script) Shares(context.Context, id.UserID, homeserver.Credentials, id.UserID) (bool, error) {
-	return true, nil
-}
-
-func (s *script) Explore(who id.UserID, _ homeserver.Credentials, _ id.UserID) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.explore = append(s.explore, who)
-}
-
-func down(_ context.Context, target id.UserID) error {
-	return &freshen.Failure{Destination: freshen.Destination(target), Reason: freshen.ReasonConnect, Sentence: "It is down."}
-}
-
-func unknown(_ context.Context, target id.UserID) error {
-	return &freshen.Failure{
-		Destination: freshen.Destination(target), Reason: freshen.ReasonHTTP, Status: 404, ErrCode: "M_NOT_FOUND", Sentence: "It knows no such user.",
-	}
-}
-
-// settings are what a test may change.
-type settings struct {
-	refresh.Config
-	perDestination limit.Rate
-}
-
-// within runs test in a bubble.
-func within(t *testing.T, edit func(*settings), test func(t *testing.T, b *bed)) {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "freshen.db")
-	synctest.Test(t, func(t *testing.T) {
-		b := &bed{t: t, script: &script{began: time.Now()}}
-		cfg := settings{perDestination: limit.Rate{Every: time.Second, Burst: 1000}, Config: refresh.Config{
-			ServerName: "a.example", Timeout: 10 * time.Second, SuccessFor: 30 * time.Second, FailureFor: 10 * time.Second,
-			PerUser:       limit.Rate{Every: time.Second, Burst: 1000},
-			ServerAllowed: func(string) bool { return true },
-			Retry:         retry.Policy{First: 30 * time.Second, Most: 6 * time.Hour, GiveUpAfter: 24 * time.Hour},
-			Random:        func() float64 { return 0.5 },
-			Owed:          func() { b.worker.Poke() },
-		}}
-		if edit != nil {
-			edit(&cfg)
-		}
-		log := slog.New(slog.DiscardHandler)
-		s, err := store.Open(t.Context(), store.Config{Path: path, PerDestination: cfg.perDestination, Log: log})
-		if err != nil {
-			t.Fatal(err)
-		}
-		b.store = s
-		b.engine = refresh.New(cfg.Config, s, b.script, b.script, log)
-		b.worker = retry.NewWorker(s, b.engine.Pay, log, time.Now)
-		b.stop = sync.OnceFunc(b.engine.Close)
-		test(t, b)
-		b.stop()
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-}
-
-func (b *bed) refresh(user, target id.UserID) error {
-	return b.engine.Refresh(b.t.Context(), freshen.Requester{UserID: user}, target, homeserver.Credentials{})
-}
-
-// works runs the worker until the test's end.
-func (b *bed) works() (stop func()) {
-	ctx, cancel := context.WithCancel(b.t.Context())
-	done := make(chan struct{})
-	go func() { b.worker.Run(ctx); close(done) }()
-	return func() { cancel(); <-done }
-}
-
-func (b *bed) debts() int {
-	b.t.Helper()
-	n, err := b.store.Debts(b.t.Context())
-	if err != nil {
-		b.t.Fatal(err)
-	}
-	return n
-}
-
-func codeOf(err error) freshen.Code {
-	if told, ok := errors.AsType[*freshen.Error](err); ok {
-		return told.Code
-	}
-	return ""
-}
 
 // A client that presses the button twice costs one request, and no longer than for thirty seconds.
 func TestASuccessAnswersForThirtySeconds(t *testing.T) {
@@ -342,7 +190,10 @@ func TestAskedAgainDuringAFetchIsNotSwallowed(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- b.refresh("@a:a.example", bob) }()
 		synctest.Wait()
-		if _, err := b.store.AskAgain(t.Context(), bob, []id.UserID{"@c:a.example"}, time.Now()); err != nil {
+		if _, err := b.store.AskAgain(t.Context(), bob, []id.UserID{"@c:a.example"}, time.Now(), func(debt store.Debt) store.Debt {
+			debt.Gen++
+			return debt
+		}); err != nil {
 			t.Fatal(err)
 		}
 		close(release)
@@ -460,6 +311,10 @@ func TestAgainOwesNobody(t *testing.T) {
 		}
 		b.does(nil)
 		time.Sleep(10 * time.Second)
+		if b.engine.Again(t.Context(), bob) || b.engine.Again(t.Context(), eve) || len(b.fetched()) != 1 {
+			t.Error("a destination that is backing off was asked, and nobody had asked for it")
+		}
+		time.Sleep(20 * time.Second)
 		if !b.engine.Again(t.Context(), bob) {
 			t.Error("the list was not fetched")
 		}

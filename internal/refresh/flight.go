@@ -13,6 +13,7 @@ import (
 
 	"freshen"
 	"freshen/internal/homeserver"
+	"freshen/internal/retry"
 	"freshen/internal/store"
 )
 
@@ -33,11 +34,20 @@ type flight struct {
 	next     time.Time // of the failure: when it is tried again
 	told     time.Time // when the outcome was there
 	err      *freshen.Error
+	news     *freshen.DeviceList // the list that was kept, if it says something new; the flight's own goroutine's alone
 }
 
 func (f *flight) has(user id.UserID) bool {
 	_, ok := f.requesters[user]
 	return ok
+}
+
+// owes says whether the debt is one that stood before, and that the flight has a say in.
+func (f *flight) owes(debt store.Debt) bool {
+	if len(f.requesters) > 0 {
+		return debt.Gen > 1
+	}
+	return debt.Gen > 0 && debt.Lease == f.lease
 }
 
 func (f *flight) answer() error {
@@ -83,8 +93,21 @@ func (e *Engine) board(target id.UserID, aboard func(*flight)) *flight {
 		return f
 	}
 	e.flights[target] = f
-	e.wg.Go(func() { e.fly(f) })
+	e.wg.Go(func() {
+		e.fly(f)
+		if f.news != nil {
+			e.tellOddities(f.news)
+		}
+	})
 	return f
+}
+
+// tellOddities checks the signatures of a list. It costs some milliseconds and drops nothing, so it is done once for the
+// same list, and when all who wait for the list have their answer.
+func (e *Engine) tellOddities(list *freshen.DeviceList) {
+	if odd := list.Oddities(); len(odd) > 0 {
+		e.log.Info("a device list is odd, and kept as it came", "target", list.UserID, "devices", len(list.Devices), "odd", odd)
+	}
 }
 
 // fly makes the fetch and records what came of it. Where another instance was faster, it is begun again, which then
@@ -96,7 +119,9 @@ func (e *Engine) fly(f *flight) {
 			return
 		}
 	}
-	e.land(f, func() { f.how, f.err = "failed", store.Away(store.ErrSuperseded) })
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(e.ctx), commitTimeout)
+	defer cancel()
+	e.owe(ctx, f, "superseded", fmt.Sprintf("The answer of %s came too late several times to be recorded.", f.destination))
 }
 
 // tryFly lands the flight unless it returns [store.ErrSuperseded].
@@ -104,9 +129,22 @@ func (e *Engine) tryFly(f *flight) error {
 	ctx, cancel := context.WithTimeout(e.ctx, e.cfg.Timeout)
 	defer cancel()
 	begun, err := e.begin(ctx, f)
+	if err == nil && begun.Busy {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+		defer cancel()
+		sentence := fmt.Sprintf("%s is being asked already, and has not answered that request in time.", f.destination)
+		if e.stopping() {
+			sentence = stopped(f)
+		}
+		e.owe(ctx, f, "busy", sentence)
+		return nil
+	}
 	if err == nil && begun.Wait > 0 {
 		e.land(f, func() { f.how, f.err = "refused", limited(f.destination, begun.Wait) })
 		return nil
+	}
+	if err == nil && begun.Gen == 0 && e.sealIfForADebt(f) {
+		return e.paidBefore(ctx, f)
 	}
 	var list *freshen.DeviceList
 	if err == nil && begun.Past == nil {
@@ -126,39 +164,78 @@ func (e *Engine) tryFly(f *flight) error {
 	case err == nil:
 		return e.succeed(ctx, f, list, begun.Gen)
 	}
-	if away, ok := errors.AsType[*freshen.Error](err); ok && e.ctx.Err() == nil {
-		e.land(f, func() { f.how, f.err = "failed", away })
-		return nil
+	if away, ok := errors.AsType[*freshen.Error](err); ok && !e.stopping() {
+		return e.landAway(f, away)
 	}
-	return e.fail(ctx, f, err)
+	return e.fail(ctx, f, failureOf(f, err))
 }
 
-// begin waits until no other instance is at the same, and takes a place in the destination's rate. The error is a
-// *[freshen.Error] where the database is away and a *[freshen.Failure] where the time is up.
+// begin takes a place in the destination's rate, and waits until no other instance is at the same; Busy if the time is
+// up before. The error is a *[freshen.Error]: the database is away.
 func (e *Engine) begin(ctx context.Context, f *flight) (store.Begun, error) {
+	again := f.token != ""
 	f.token = rand.Text()
 	for {
 		e.mu.Lock()
-		claimed := f.lease != ""
+		// What another instance has brought meanwhile answers a retry, too.
+		claimed := f.lease != "" && !again
+		nobody := len(f.requesters) == 0 && f.lease == ""
 		e.mu.Unlock()
-		begun, err := e.store.Begin(ctx, store.Fetch{
-			Target: f.target, Token: f.token, Now: e.cfg.Now(), Lease: e.cfg.Timeout + commitTimeout, Claimed: claimed,
+		begun, err := e.tryBegin(ctx, store.Fetch{
+			Target: f.target, Token: f.token, Now: e.cfg.Now(), Lease: e.cfg.Timeout + commitTimeout, Claimed: claimed, Spare: nobody,
 		})
-		if err != nil {
+		switch {
+		case err != nil:
 			return begun, store.Away(err)
-		}
-		if !begun.Busy {
+		case begun.Wait > 0 && nobody && !e.sealIfNobody(f):
+			continue // somebody has come aboard: for them there may be a place
+		case !begun.Busy:
 			return begun, nil
 		}
 		select {
 		case <-time.After(busyEvery):
 		case <-ctx.Done():
-			return begun, &freshen.Failure{
-				Destination: f.destination, Reason: freshen.ReasonTimeout, Err: ctx.Err(),
-				Sentence: fmt.Sprintf("%s is being asked already, and has not answered that request in time.", f.destination),
-			}
+			return begun, nil
 		}
 	}
+}
+
+// tryBegin has a time of its own, so that one that is up is not taken for a database that is away.
+func (e *Engine) tryBegin(ctx context.Context, f store.Fetch) (store.Begun, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	return e.store.Begin(ctx, f)
+}
+
+// sealIfNobody closes the flight unless somebody has come aboard.
+func (e *Engine) sealIfNobody(f *flight) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	f.sealed = len(f.requesters) == 0 && f.lease == ""
+	return f.sealed
+}
+
+// sealIfForADebt closes the flight if it is a retry alone, for which nobody waits.
+func (e *Engine) sealIfForADebt(f *flight) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(f.requesters) > 0 || f.lease == "" {
+		return false
+	}
+	f.sealed = true
+	return true
+}
+
+// paidBefore ends a retry whose debt was paid between its claim and now, by a request that was under way.
+func (e *Engine) paidBefore(ctx context.Context, f *flight) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), commitTimeout)
+	defer cancel()
+	if err := e.store.Abandon(ctx, f.target, f.token); err != nil {
+		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
+		return nil
+	}
+	e.land(f, func() { f.how, f.recorded = "paid before", true })
+	return nil
 }
 
 // landBehind tells those aboard what another instance's fetch brought a moment ago.
@@ -173,11 +250,10 @@ func (e *Engine) landBehind(ctx context.Context, f *flight, past store.Past) err
 	case past.Failure == nil:
 		err = e.store.AnnounceTo(ctx, f.target, asking, now)
 	case past.Failure.Blames() != freshen.BlameNobody:
-		next, err = e.store.AskAgain(ctx, f.target, asking, now)
+		next, err = e.askAgain(ctx, f.target, asking, past.Failure, now)
 	}
 	if err != nil {
-		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
-		return nil
+		return e.landAway(f, store.Away(err))
 	}
 	e.land(f, func() {
 		f.how, f.failure, f.next, f.told = "fetched by another instance", past.Failure, next, now
@@ -206,8 +282,7 @@ func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceLis
 		return err
 	}
 	if err != nil {
-		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
-		return nil
+		return e.landAway(f, store.Away(err))
 	}
 	if len(list.Dropped) > 0 {
 		e.log.Warn("left out parts of a device list that do not belong in it", "target", f.target, "dropped", list.Dropped)
@@ -216,6 +291,7 @@ func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceLis
 		e.log.Info("a destination answers again", "destination", f.destination)
 	}
 	if kept.Paid {
+		e.ended.count(retry.Paid, 1)
 		e.log.Info("paid a debt", "target", f.target, "devices", len(list.Devices), "changed", kept.Changed)
 	}
 	e.recent.put(f.target, outcome{at: now})
@@ -226,6 +302,7 @@ func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceLis
 		}
 	})
 	if kept.Changed {
+		f.news = list
 		for user, cred := range f.requesters {
 			e.rooms.Explore(user, cred, f.target)
 		}
@@ -246,39 +323,46 @@ func (e *Engine) concerns(ctx context.Context, f *flight) bool {
 	return false
 }
 
-func (e *Engine) fail(ctx context.Context, f *flight, err error) error {
-	var failure *freshen.Failure
-	if !errors.As(err, &failure) {
-		failure = &freshen.Failure{
-			Destination: f.destination, Reason: freshen.ReasonConnect, Err: err,
-			Sentence: fmt.Sprintf("%s could not be asked.", f.destination),
-		}
+// failureOf is what a fetch's error is told as.
+func failureOf(f *flight, err error) *freshen.Failure {
+	if failure, ok := errors.AsType[*freshen.Failure](err); ok {
+		return failure
 	}
-	if e.ctx.Err() != nil {
-		e.interrupted(ctx, f)
+	return &freshen.Failure{
+		Destination: f.destination, Reason: freshen.ReasonConnect, Err: err,
+		Sentence: fmt.Sprintf("%s could not be asked.", f.destination),
+	}
+}
+
+func (e *Engine) fail(ctx context.Context, f *flight, failure *freshen.Failure) error {
+	if e.stopping() {
+		e.owe(ctx, f, "interrupted", stopped(f))
 		return nil
 	}
 	now := e.cfg.Now()
 	var before, after store.Destination
-	var owed bool
+	var ended retry.Ending
 	next, err := e.store.RecordFailure(ctx, store.Failed{
 		Target: f.target, Destination: f.destination, At: now,
 		Requesters: slices.Sorted(maps.Keys(f.requesters)), Lease: f.lease, Token: f.token, Failure: failure,
 	}, func(dest store.Destination, debt store.Debt) (store.Destination, store.Debt, bool) {
 		before = dest
-		dest, debt, owed = e.cfg.Retry.Failure(dest, debt, failure, now, e.cfg.Random())
-		after = dest
-		return dest, debt, owed
+		after, debt, ended = e.cfg.Retry.Failure(dest, debt, failure, now, e.cfg.Random())
+		owed := ended == retry.Owed
+		if !f.owes(debt) {
+			ended = retry.Owed
+		}
+		return after, debt, owed
 	})
 	if errors.Is(err, store.ErrSuperseded) {
 		return err
 	}
 	if err != nil {
-		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
-		return nil
+		return e.landAway(f, store.Away(err))
 	}
-	if !owed && f.lease != "" {
-		e.log.Warn("gave up a debt", "target", f.target, "reason", failure.Reason)
+	if ended != retry.Owed {
+		e.ended.count(ended, 1)
+		e.log.Warn("a debt ends unpaid", "target", f.target, "ending", ended, "reason", failure.Reason)
 	}
 	if before.Failures > 0 && after.Failures == 0 {
 		e.log.Info("a destination answers again", "destination", f.destination)
@@ -289,31 +373,46 @@ func (e *Engine) fail(ctx context.Context, f *flight, err error) error {
 	}
 	e.recent.put(f.target, outcome{at: now, failure: failure})
 	e.land(f, func() { f.how, f.failure, f.next, f.told, f.recorded = "failed", failure, next, now, true })
+	if after.Failures > before.Failures {
+		e.giveUp(ctx, f.destination, now)
+	}
 	return nil
 }
 
-// interrupted records what was asked for and not fetched because we are shutting down. It counts against nobody.
-func (e *Engine) interrupted(ctx context.Context, f *flight) {
+func (e *Engine) stopping() bool { return e.ctx.Err() != nil }
+
+func stopped(f *flight) string {
+	return fmt.Sprintf("freshen was stopped before %s answered.", f.destination)
+}
+
+// owe ends a flight that has no outcome of its own. What was asked for is owed, and it counts against nobody.
+func (e *Engine) owe(ctx context.Context, f *flight, how, sentence string) {
+	e.mu.Lock()
+	f.sealed = true
+	e.mu.Unlock()
 	now := e.cfg.Now()
 	next, err := now, e.store.Abandon(ctx, f.target, f.token)
 	if len(f.requesters) > 0 {
-		asked, askErr := e.store.AskAgain(ctx, f.target, slices.Sorted(maps.Keys(f.requesters)), now)
+		asked, askErr := e.askAgain(ctx, f.target, slices.Sorted(maps.Keys(f.requesters)), nil, now)
 		next, err = asked, errors.Join(err, askErr)
 	}
 	if f.lease != "" {
 		err = errors.Join(err, e.store.Postpone(ctx, store.Debt{Target: f.target, Destination: f.destination, Lease: f.lease}, now, now))
 	}
 	if err != nil {
-		e.land(f, func() { f.how, f.err = "failed", store.Away(err) })
+		_ = e.landAway(f, store.Away(err))
 		return
 	}
 	e.land(f, func() {
-		f.how, f.next, f.told, f.recorded = "interrupted", next, now, true
-		f.failure = &freshen.Failure{
-			Destination: f.destination, Reason: freshen.ReasonTimeout,
-			Sentence: fmt.Sprintf("freshen was stopped before %s answered.", f.destination),
-		}
+		f.how, f.next, f.told, f.recorded = how, next, now, true
+		f.failure = &freshen.Failure{Destination: f.destination, Reason: freshen.ReasonTimeout, Sentence: sentence}
 	})
+}
+
+// landAway ends a flight that can promise nothing, because the database is away. That is its outcome, and no error.
+func (e *Engine) landAway(f *flight, away *freshen.Error) error {
+	e.land(f, func() { f.how, f.err = "failed", away })
+	return nil
 }
 
 // land ends the flight: it takes nobody aboard any more, and all who wait learn the outcome.
@@ -325,64 +424,4 @@ func (e *Engine) land(f *flight, outcome func()) {
 	delete(e.flights, f.target)
 	close(f.done)
 	e.cfg.Owed()
-}
-
-// maxFetches is how often a flight is begun anew because another instance was faster.
-const maxFetches = 3
-
-// probe lets one request at a time through to a destination that is backing off.
-type probe struct {
-	turn    chan struct{}
-	waiting int
-	failure *freshen.Failure
-	failed  time.Time
-}
-
-// ask fetches the list. Requests to a destination that is backing off go one after the other; those that waited while
-// one failed share its failure instead of trying the same again.
-func (e *Engine) ask(ctx context.Context, f *flight, dest store.Destination) (*freshen.DeviceList, error) {
-	if dest.Failures == 0 {
-		return e.fetch.FetchDeviceList(ctx, f.target)
-	}
-	began := e.cfg.Now()
-	p := e.queue(f.destination)
-	defer e.leave(f.destination, p)
-	select {
-	case p.turn <- struct{}{}:
-		defer func() { <-p.turn }()
-	case <-ctx.Done():
-		return nil, &freshen.Failure{
-			Destination: f.destination, Reason: freshen.ReasonTimeout, Err: ctx.Err(),
-			Sentence: fmt.Sprintf("%s has been failing and did not answer an earlier request in time.", f.destination),
-		}
-	}
-	if p.failure != nil && !p.failed.Before(began) {
-		return nil, p.failure
-	}
-	list, err := e.fetch.FetchDeviceList(ctx, f.target)
-	var failure *freshen.Failure
-	if errors.As(err, &failure) && failure.Blames() == freshen.BlameDestination {
-		p.failure, p.failed = failure, e.cfg.Now()
-	}
-	return list, err
-}
-
-func (e *Engine) queue(destination string) *probe {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	p := e.probes[destination]
-	if p == nil {
-		p = &probe{turn: make(chan struct{}, 1)}
-		e.probes[destination] = p
-	}
-	p.waiting++
-	return p
-}
-
-func (e *Engine) leave(destination string, p *probe) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if p.waiting--; p.waiting == 0 {
-		delete(e.probes, destination)
-	}
 }

@@ -33,10 +33,11 @@ func newOutcomes(successFor, failureFor time.Duration) outcomes {
 }
 
 func (o outcomes) fresh(past outcome, now time.Time) bool {
+	counts := o.successFor
 	if past.failure != nil {
-		return now.Before(past.at.Add(o.failureFor))
+		counts = o.failureFor
 	}
-	return now.Before(past.at.Add(o.successFor))
+	return now.Sub(past.at).Abs() < counts // the clock may have been set back
 }
 
 func (o outcomes) get(target id.UserID, now time.Time) (outcome, bool) {

@@ -17,6 +17,22 @@ const (
 	jitter = 0.25
 )
 
+// Ending is how a debt ends.
+type Ending string
+
+const (
+	// Owed is no ending: the debt lives.
+	Owed Ending = ""
+	// Paid: a fetch succeeded.
+	Paid Ending = "paid"
+	// GivenUp: it was last asked for too long ago.
+	GivenUp Ending = "given_up"
+	// Denied: the configuration denies the destination, or the networks that it is in.
+	Denied Ending = "denied"
+	// NobodyShares: none of those who were promised it shares a room with the target any more.
+	NobodyShares Ending = "nobody_shares"
+)
+
 // Policy is the configuration of the retry state machines.
 type Policy struct {
 	// First and Most bound a destination's wait; it doubles in between.
@@ -37,39 +53,79 @@ func Wait(failures int, first, most time.Duration) time.Duration {
 	return min(wait, most)
 }
 
+// spread is the jitter; random is from [0, 1).
+func spread(wait time.Duration, random float64) time.Duration {
+	return time.Duration(float64(wait) * (1 - jitter + 2*jitter*random))
+}
+
+// Longest is the longest that anything waits.
+func (p Policy) Longest() time.Duration {
+	return max(maxRetryAfter, spread(max(p.Most, userMost), 1))
+}
+
+// Expired says whether a debt that was last asked for at askedAt is given up at its next failure.
+func (p Policy) Expired(askedAt, now time.Time) bool { return !now.Before(askedAt.Add(p.GiveUpAfter)) }
+
 // Failure says how a failure at now changes the states of its destination and debt. It is pure; random is from [0, 1).
-// owed is false where the debt ends: it is too old, or nothing is owed to whom the configuration denies.
-func (p Policy) Failure(dest store.Destination, debt store.Debt, f *freshen.Failure, now time.Time, random float64) (_ store.Destination, _ store.Debt, owed bool) {
-	spread := func(wait time.Duration) time.Duration {
-		return time.Duration(float64(wait) * (1 - jitter + 2*jitter*random))
-	}
+func (p Policy) Failure(dest store.Destination, debt store.Debt, f *freshen.Failure, now time.Time, random float64) (store.Destination, store.Debt, Ending) {
 	switch f.Blames() {
 	case freshen.BlameNobody:
-		return dest, debt, false
+		return dest, debt, Denied
 	case freshen.BlameDestination:
 		if !now.Before(dest.RetryAt) {
 			if dest.Failures == 0 {
 				dest.FailingSince = now
 			}
 			dest.Failures++
-			dest.RetryAt = now.Add(spread(Wait(dest.Failures, p.First, p.Most)))
+			dest.RetryAt = now.Add(spread(Wait(dest.Failures, p.First, p.Most), random))
 		}
-		dest.RetryAt = later(dest.RetryAt, now.Add(min(f.RetryAfter, maxRetryAfter)))
+		dest.RetryAt = later(dest.RetryAt, now.Add(retryAfter(f)))
 		dest.Reason, dest.Sentence = f.Reason, f.Sentence
 		if debt.Lease != "" { // the claim moved DueAt to the lease's end
 			debt.DueAt = now
 		}
+		debt.Reason, debt.Sentence = f.Reason, f.Sentence
 	case freshen.BlameUser:
 		dest = store.Destination{Name: dest.Name}
-		if debt.Lease != "" || !now.Before(debt.DueAt) {
-			debt.Failures++
-			debt.DueAt = now.Add(spread(Wait(debt.Failures, userFirst, userMost)))
-		}
-		debt.DueAt = later(debt.DueAt, now.Add(min(f.RetryAfter, maxRetryAfter)))
+		debt = failUser(debt, f, now, random)
 	}
-	debt.Reason, debt.Sentence = f.Reason, f.Sentence
-	return dest, debt, now.Before(debt.AskedAt.Add(p.GiveUpAfter))
+	if p.Expired(debt.AskedAt, now) {
+		return dest, debt, GivenUp
+	}
+	return dest, debt, Owed
 }
+
+func failUser(debt store.Debt, f *freshen.Failure, now time.Time, random float64) store.Debt {
+	if debt.Lease != "" || !now.Before(debt.DueAt) {
+		debt.Failures++
+		debt.DueAt = now.Add(spread(Wait(debt.Failures, userFirst, userMost), random))
+	}
+	debt.DueAt = later(debt.DueAt, now.Add(retryAfter(f)))
+	debt.Reason, debt.Sentence = f.Reason, f.Sentence
+	return debt
+}
+
+// Asked says how a debt changes when a client is told of a failure for which nothing has been fetched just now: past is
+// that of a moment ago, nil where there is none to wait for. A debt that is owed already keeps its schedule; one that
+// begins (its Gen is 0) waits as the failure wants. It is pure.
+func (p Policy) Asked(debt store.Debt, past *freshen.Failure, now time.Time, random float64) store.Debt {
+	begins := debt.Gen == 0
+	debt.Gen, debt.AskedAt = debt.Gen+1, now
+	if !begins {
+		return debt
+	}
+	debt.DueAt = now
+	if past == nil {
+		return debt
+	}
+	if past.Blames() == freshen.BlameUser {
+		return failUser(debt, past, now, random)
+	}
+	debt.Reason, debt.Sentence = past.Reason, past.Sentence
+	return debt
+}
+
+func retryAfter(f *freshen.Failure) time.Duration { return min(f.RetryAfter, maxRetryAfter) }
 
 func later(a, b time.Time) time.Time {
 	if a.After(b) {

@@ -43,10 +43,10 @@ func TestADestinationThatFails(t *testing.T) {
 	dest, debt := owed(start)
 	now := start
 	for i, want := range []time.Duration{30 * time.Second, time.Minute, 2 * time.Minute} {
-		var ok bool
-		dest, debt, ok = policy.Failure(dest, debt, down, now, 0.5)
-		if !ok || dest.Failures != i+1 || !dest.RetryAt.Equal(now.Add(want)) || debt.Failures != 0 || debt.DueAt.After(now) {
-			t.Fatalf("failure %d: %+v %+v %v", i+1, dest, debt, ok)
+		var ended retry.Ending
+		dest, debt, ended = policy.Failure(dest, debt, down, now, 0.5)
+		if ended != retry.Owed || dest.Failures != i+1 || !dest.RetryAt.Equal(now.Add(want)) || debt.Failures != 0 || debt.DueAt.After(now) {
+			t.Fatalf("failure %d: %+v %+v %v", i+1, dest, debt, ended)
 		}
 		now = dest.RetryAt
 	}
@@ -84,8 +84,8 @@ func TestRetryAfterIsHonouredUpToADay(t *testing.T) {
 func TestAUserWhoIsToBlame(t *testing.T) {
 	dest, debt := owed(start)
 	dest, _, _ = policy.Failure(dest, debt, down, start, 0.5)
-	dest, debt, ok := policy.Failure(dest, debt, absent, start.Add(time.Minute), 0.5)
-	if !ok || dest.Failures != 0 || !dest.RetryAt.IsZero() {
+	dest, debt, ended := policy.Failure(dest, debt, absent, start.Add(time.Minute), 0.5)
+	if ended != retry.Owed || dest.Failures != 0 || !dest.RetryAt.IsZero() {
 		t.Errorf("the destination answered, and stands at %+v", dest)
 	}
 	if !debt.DueAt.Equal(start.Add(time.Minute + time.Hour)) {
@@ -104,14 +104,33 @@ func TestAUserWhoIsToBlame(t *testing.T) {
 
 func TestDebtsEnd(t *testing.T) {
 	dest, debt := owed(start)
-	if _, _, ok := policy.Failure(dest, debt, down, start.Add(policy.GiveUpAfter-time.Second), 0.5); !ok {
-		t.Error("given up before its time")
+	if _, _, ended := policy.Failure(dest, debt, down, start.Add(policy.GiveUpAfter-time.Second), 0.5); ended != retry.Owed {
+		t.Errorf("%s before its time", ended)
 	}
-	if _, _, ok := policy.Failure(dest, debt, down, start.Add(policy.GiveUpAfter), 0.5); ok {
-		t.Error("still owed after its time")
+	if _, _, ended := policy.Failure(dest, debt, down, start.Add(policy.GiveUpAfter), 0.5); ended != retry.GivenUp {
+		t.Errorf("after its time it is %q", ended)
 	}
-	if after, _, ok := policy.Failure(dest, debt, denied, start, 0.5); ok || after != dest {
-		t.Error("something is owed to a destination that the configuration denies")
+	if after, _, ended := policy.Failure(dest, debt, denied, start, 0.5); ended != retry.Denied || after != dest {
+		t.Errorf("a debt to a destination that the configuration denies is %q", ended)
+	}
+}
+
+// Who gets a failure that was somebody else's is promised the same as they: not sooner, which would have a user whom
+// nobody knows asked for at once, nor later.
+func TestAPromiseWithoutAFetch(t *testing.T) {
+	none := store.Debt{Target: "@bob:b.org", Destination: "b.org"}
+	for name, c := range map[string]struct {
+		past *freshen.Failure
+		due  time.Time
+	}{"none": {nil, start}, "the destination's": {down, start}, "the user's": {absent, start.Add(time.Hour)}} {
+		debt := policy.Asked(none, c.past, start, 0.5)
+		if !debt.DueAt.Equal(c.due) || debt.Gen != 1 || !debt.AskedAt.Equal(start) {
+			t.Errorf("after %s failure a new debt is %+v", name, debt)
+		}
+		again := policy.Asked(debt, c.past, start.Add(time.Minute), 0.5)
+		if !again.DueAt.Equal(c.due) || again.Gen != 2 || !again.AskedAt.Equal(start.Add(time.Minute)) || again.Failures != debt.Failures {
+			t.Errorf("after %s failure, asked for once more it is %+v", name, again)
+		}
 	}
 }
 
@@ -131,7 +150,7 @@ func TestBackoffInvariants(t *testing.T) {
 				t.Fatalf("a failure shortened the wait from %v to %v", before.RetryAt, dest.RetryAt)
 			case f.Blames() == freshen.BlameDestination && dest.RetryAt.Before(now):
 				t.Fatalf("a failing destination is due at once")
-			case dest.RetryAt.After(now.Add(24*time.Hour)) || debt.DueAt.After(now.Add(30*time.Hour)):
+			case dest.RetryAt.After(now.Add(policy.Longest())) || debt.DueAt.After(now.Add(policy.Longest())):
 				t.Fatalf("waits for %v and %v", dest.RetryAt.Sub(now), debt.DueAt.Sub(now))
 			}
 		}

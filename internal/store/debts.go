@@ -43,7 +43,9 @@ type Debt struct {
 	// DueAt is when it may be tried, as far as the user is concerned; the destination's backoff comes on top.
 	DueAt time.Time
 	// Lease names the claim that holds it, if one does.
-	Lease    string
+	Lease string
+	// Probe is set by [Store.Claim] where the destination is backing off.
+	Probe    bool
 	Reason   freshen.Reason
 	Sentence string
 }
@@ -70,6 +72,9 @@ type Verdict func(Destination, Debt) (dest Destination, debt Debt, owed bool)
 func (s *Store) RecordFailure(ctx context.Context, f Failed, verdict Verdict) (nextTry time.Time, err error) {
 	err = s.update(ctx, func(ctx context.Context, t *tx) error {
 		nextTry = time.Time{}
+		if _, err := t.endFetch(ctx, f.Target, f.Token, f.At, f.Failure); err != nil {
+			return err
+		}
 		dest, err := t.destination(ctx, f.Destination)
 		if err != nil {
 			return err
@@ -87,9 +92,6 @@ func (s *Store) RecordFailure(ctx context.Context, f Failed, verdict Verdict) (n
 			debt.Gen, debt.AskedAt = debt.Gen+1, f.At
 		}
 		dest, debt, owed := verdict(dest, debt)
-		if err := t.putDestination(ctx, dest); err != nil {
-			return err
-		}
 		switch {
 		case !mine: // the claim was lost, or the debt paid meanwhile
 		case !owed:
@@ -102,16 +104,21 @@ func (s *Store) RecordFailure(ctx context.Context, f Failed, verdict Verdict) (n
 		if err != nil {
 			return err
 		}
-		return t.schedule(ctx, f.Destination, f.At)
+		return t.putDestination(ctx, dest, f.At)
 	})
 	return nextTry, err
 }
 
-// AskAgain records that requesters asked for a target that failed a moment ago and is owed already: nothing was fetched,
-// but they too will hear of the success, and the debt's time to live starts anew.
-func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.UserID, at time.Time) (nextTry time.Time, err error) {
+// AskAgain records that requesters asked for a target of which nothing was fetched just now, mostly because it failed a
+// moment ago: they too will hear of the success. asked says how the debt, whose Gen is 0 if there was none, changes by
+// that; it is pure and may run more than once.
+func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.UserID, at time.Time, asked func(Debt) Debt) (nextTry time.Time, err error) {
 	err = s.update(ctx, func(ctx context.Context, t *tx) error {
 		name := freshen.Destination(target)
+		dest, err := t.destination(ctx, name)
+		if err != nil {
+			return err
+		}
 		debt, found, err := t.debt(ctx, target)
 		if err != nil {
 			return err
@@ -119,95 +126,121 @@ func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.
 		if !found {
 			debt = Debt{Target: target, Destination: name, DueAt: at}
 		}
-		debt.Gen, debt.AskedAt = debt.Gen+1, at
-		dest, err := t.destination(ctx, name)
-		if err != nil {
-			return err
-		}
+		before := debt
+		debt = asked(debt)
 		nextTry = later(dest.RetryAt, debt.DueAt)
-		if err := errors.Join(
-			t.putDestination(ctx, dest),
-			t.putDebt(ctx, debt),
-			t.putRequesters(ctx, target, requesters, at, true),
-		); err != nil {
+		if debt.Lease != "" { // it is being tried, or the claim has ended: DueAt is the lease's end
+			nextTry = later(dest.RetryAt, at)
+		}
+		if err := t.putRequesters(ctx, target, requesters, at, true); err != nil {
 			return err
 		}
-		return t.schedule(ctx, name, at)
+		before.Gen, before.AskedAt = debt.Gen, debt.AskedAt
+		if found && debt == before { // nothing is due at another time
+			_, err := t.exec(ctx, `UPDATE debts SET gen = $1, asked_at = $2 WHERE user_id = $3`, debt.Gen, millis(debt.AskedAt), target)
+			return err
+		}
+		if err := t.putDebt(ctx, debt); err != nil {
+			return err
+		}
+		return t.putDestination(ctx, dest, at)
 	})
 	return nextTry, err
 }
 
 // Debts counts what is owed in all.
 func (s *Store) Debts(ctx context.Context) (n int, err error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	err = s.read.QueryRowContext(ctx, `SELECT count(*) FROM debts`).Scan(&n)
-	return n, err
+	return n, s.named(err)
 }
 
 // Backoff is how the destination stands. One that nothing is known of is not backing off.
 func (s *Store) Backoff(ctx context.Context, name string) (Destination, error) {
-	return scanDestination(name, s.read.QueryRowContext(ctx, selectDestination, name))
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	d, err := scanDestination(name, s.read.QueryRowContext(ctx, selectDestination, name))
+	return d, s.named(err)
 }
 
-// Claim takes at most limit debts that are due, so that nobody else tries them before now+lease: of each destination
-// as many as its rate allows, at most four at once, and one while it is backing off. A claim ends with RecordFailure,
-// Keep, Postpone or by time.
-func (s *Store) Claim(ctx context.Context, now time.Time, lease time.Duration, token string, limit int) (claimed []Debt, err error) {
-	err = s.update(ctx, func(ctx context.Context, t *tx) error {
+// Places says for how many fetches there is room. A destination that is backing off is likely to hang until the fetch
+// times out, so its probes have places of their own, and those who are fine never wait for them.
+type Places struct{ Fine, Failing int }
+
+// Claim takes debts that are due, at most as many as there are places, so that nobody else tries them before now+lease:
+// of each destination as many as its rate allows, half of the burst left to people, at most four at once, and one while
+// it is backing off. A claim ends with RecordFailure, Keep, Postpone, DropDebt or by time.
+func (s *Store) Claim(ctx context.Context, now time.Time, lease time.Duration, token string, free Places) (claimed []Debt, err error) {
+	err = s.apart(ctx, func(ctx context.Context, t *tx) error {
 		claimed = nil
-		names, err := t.dueDestinations(ctx, now, limit)
-		if err != nil {
-			return err
-		}
-		for _, name := range names {
-			if len(claimed) >= limit {
-				return nil
-			}
-			debts, err := s.claimOf(ctx, t, name, now, now.Add(lease), token, limit-len(claimed))
+		for _, kind := range []struct {
+			query  string
+			places int
+		}{{dueFine, free.Fine}, {dueFailing, free.Failing}} {
+			names, err := queryAll(ctx, t, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
+				kind.query+t.dialect.skip, millis(now), kind.places)
 			if err != nil {
 				return err
 			}
-			claimed = append(claimed, debts...)
+			left := kind.places
+			for _, name := range names {
+				if left == 0 {
+					break
+				}
+				debts, err := s.claimOf(ctx, t, name, now, now.Add(lease), token, left)
+				if err != nil {
+					return err
+				}
+				left -= len(debts)
+				claimed = append(claimed, debts...)
+			}
 		}
 		return nil
 	})
 	return claimed, err
 }
 
-func (t *tx) dueDestinations(ctx context.Context, now time.Time, limit int) ([]string, error) {
-	return queryAll(ctx, t.conn, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
-		`SELECT name FROM destinations WHERE due_at <= $1 ORDER BY due_at LIMIT $2`, millis(now), limit)
-}
+const (
+	dueFine    = `SELECT name FROM destinations WHERE due_at <= $1 AND failures = 0 ORDER BY due_at LIMIT $2`
+	dueFailing = `SELECT name FROM destinations WHERE due_at <= $1 AND failures > 0 ORDER BY due_at LIMIT $2`
+	dueDebts   = `SELECT ` + debtColumns + ` FROM debts WHERE destination = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3`
+)
 
 func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time.Time, token string, limit int) (claimed []Debt, err error) {
-	dest, err := t.destination(ctx, name)
+	row, err := t.row(ctx, name, now)
 	if err != nil {
 		return nil, err
 	}
-	running, _, err := t.running(ctx, name, now)
-	if err != nil {
-		return nil, err
-	}
-	debts, err := queryAll(ctx, t.conn, scanDebt,
-		`SELECT `+debtColumns+` FROM debts WHERE destination = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3`,
-		name, millis(now), max(0, min(limit, allowed(dest)-running)))
+	debts, err := queryAll(ctx, t, scanDebt,
+		dueDebts+t.dialect.skip,
+		name, millis(now), max(0, min(limit, row.allowed()-row.running)))
 	if err != nil {
 		return nil, err
 	}
 	var wait time.Duration
 	for _, debt := range debts {
-		if wait = s.rates.Take(name, now); wait > 0 {
+		if wait, err = s.takeSpare(ctx, t, name, now); err != nil {
+			return nil, err
+		}
+		if wait > 0 {
 			break
 		}
-		debt.Lease, debt.DueAt = token, until
-		if err := t.putDebt(ctx, debt); err != nil {
+		debt.Lease, debt.DueAt, debt.Probe = token, until, row.failures > 0
+		if _, err := t.exec(ctx, `UPDATE debts SET lease = $1, due_at = $2 WHERE user_id = $3`, token, millis(until), debt.Target); err != nil {
 			return nil, err
 		}
 		claimed = append(claimed, debt)
 	}
+	if row.running == 0 && len(claimed) == row.allowed() {
+		row.running, row.ends = len(claimed), millis(until) // which is all that matters until then
+		return claimed, t.setDue(ctx, name, row)
+	}
 	if err := t.schedule(ctx, name, now); err != nil || wait == 0 {
 		return claimed, err
 	}
-	_, err = t.exec(ctx, `UPDATE destinations SET due_at = $1 WHERE name = $2 AND due_at < $1`, millis(now.Add(wait)), name)
+	_, err = t.exec(ctx, `UPDATE destinations SET due_at = $1 WHERE due_at < $1 AND name = $2`,
+		millis(now.Add(wait+time.Millisecond-1)), name) // not a moment before, or the worker would come for nothing
 	return claimed, err
 }
 
@@ -223,17 +256,33 @@ func (s *Store) Postpone(ctx context.Context, debt Debt, now, until time.Time) e
 	})
 }
 
-// NextDue is when the first debt may be claimed; ok is false if nothing is owed.
-func (s *Store) NextDue(ctx context.Context) (at time.Time, ok bool, err error) {
-	var ms sql.NullInt64
-	err = s.read.QueryRowContext(ctx, `SELECT min(due_at) FROM destinations`).Scan(&ms)
-	return time.UnixMilli(ms.Int64), ms.Valid, err
+// NextDue is when the first debt may be claimed for which there is a place; ok is false if nothing is owed.
+func (s *Store) NextDue(ctx context.Context, free Places) (at time.Time, ok bool, err error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	var fine, failing sql.NullInt64
+	if err := s.read.QueryRowContext(ctx, nextDue).Scan(&fine, &failing); err != nil {
+		return time.Time{}, false, s.named(err)
+	}
+	for _, kind := range []struct {
+		due    sql.NullInt64
+		places int
+	}{{fine, free.Fine}, {failing, free.Failing}} {
+		if due := time.UnixMilli(kind.due.Int64); kind.due.Valid && kind.places > 0 && (!ok || due.Before(at)) {
+			at, ok = due, true
+		}
+	}
+	return at, ok, nil
 }
+
+const nextDue = `SELECT (SELECT min(due_at) FROM destinations WHERE due_at IS NOT NULL AND failures = 0),
+	(SELECT min(due_at) FROM destinations WHERE due_at IS NOT NULL AND failures > 0)`
 
 // OwedDestinations names the destinations that are owed something.
 func (s *Store) OwedDestinations(ctx context.Context) ([]string, error) {
-	return queryAll(ctx, s.read, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
+	names, err := queryAll(ctx, s.read, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
 		`SELECT name FROM destinations WHERE due_at IS NOT NULL`)
+	return names, s.named(err)
 }
 
 // DropDestination forgets all that is owed to a destination, and says how many debts that were.
@@ -256,7 +305,7 @@ func (s *Store) DropDestination(ctx context.Context, name string) (n int64, err 
 // it.
 func (s *Store) ReleaseClaims(ctx context.Context, now time.Time) error {
 	return s.update(ctx, func(ctx context.Context, t *tx) error {
-		names, err := queryAll(ctx, t.conn, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
+		names, err := queryAll(ctx, t, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
 			`SELECT DISTINCT destination FROM debts WHERE lease <> ''`)
 		if err != nil {
 			return err
@@ -273,70 +322,6 @@ func (s *Store) ReleaseClaims(ctx context.Context, now time.Time) error {
 	})
 }
 
-// pay settles the target's debt up to gen, and clears its destination's backoff, which makes all of its debts due.
-func (t *tx) pay(ctx context.Context, target id.UserID, gen int64, now time.Time) (paid, recovered bool, err error) {
-	settled, err := t.exec(ctx, `DELETE FROM debts WHERE user_id = $1 AND gen <= $2`, target, gen)
-	if err != nil {
-		return false, false, err
-	}
-	// What was asked for meanwhile is not settled, but its user has just been shown to be fine.
-	if _, err := t.exec(ctx, `UPDATE debts SET lease = '', failures = 0, due_at = $1 WHERE user_id = $2`, millis(now), target); err != nil {
-		return false, false, err
-	}
-	name := freshen.Destination(target)
-	cleared, err := t.exec(ctx, `UPDATE destinations SET failures = 0, failing_since = 0, retry_at = 0, reason = '', sentence = ''
-		WHERE name = $1 AND failures > 0`, name)
-	if err != nil {
-		return false, false, err
-	}
-	return settled > 0, cleared > 0, t.schedule(ctx, name, now)
-}
-
-// schedule works out when the destination's next debt may be claimed, and forgets one that is owed nothing and is fine.
-func (t *tx) schedule(ctx context.Context, name string, now time.Time) error {
-	dest, err := t.destination(ctx, name)
-	if err != nil {
-		return err
-	}
-	var first sql.NullInt64
-	if err := t.conn.QueryRowContext(ctx, `SELECT min(due_at) FROM debts WHERE destination = $1`, name).Scan(&first); err != nil {
-		return err
-	}
-	if !first.Valid {
-		_, err := t.exec(ctx, `DELETE FROM destinations WHERE name = $1 AND failures = 0`, name)
-		if err != nil {
-			return err
-		}
-		_, err = t.exec(ctx, `UPDATE destinations SET due_at = NULL WHERE name = $1`, name)
-		return err
-	}
-	due := later(time.UnixMilli(first.Int64), dest.RetryAt)
-	running, ends, err := t.running(ctx, name, now)
-	if err != nil {
-		return err
-	}
-	if running >= allowed(dest) {
-		due = later(due, ends)
-	}
-	_, err = t.exec(ctx, `UPDATE destinations SET due_at = $1 WHERE name = $2`, millis(due), name)
-	return err
-}
-
-// running counts the claims on a destination that have not ended, and says when the first of them ends by time.
-func (t *tx) running(ctx context.Context, name string, now time.Time) (n int, ends time.Time, err error) {
-	var first sql.NullInt64
-	err = t.conn.QueryRowContext(ctx, `SELECT count(*), min(due_at) FROM debts WHERE destination = $1 AND lease <> '' AND due_at > $2`,
-		name, millis(now)).Scan(&n, &first)
-	return n, time.UnixMilli(first.Int64), err
-}
-
-func allowed(dest Destination) int {
-	if dest.Failures > 0 {
-		return 1
-	}
-	return perDestination
-}
-
 func (t *tx) dropDebt(ctx context.Context, target id.UserID) error {
 	_, err := t.exec(ctx, `DELETE FROM debts WHERE user_id = $1`, target)
 	if err != nil {
@@ -348,6 +333,8 @@ func (t *tx) dropDebt(ctx context.Context, target id.UserID) error {
 
 const debtColumns = `user_id, destination, gen, asked_at, failures, due_at, lease, reason, sentence`
 
+const selectDebt = `SELECT ` + debtColumns + ` FROM debts WHERE user_id = $1`
+
 func scanDebt(rows *sql.Rows) (d Debt, err error) {
 	var asked, due int64
 	err = rows.Scan(&d.Target, &d.Destination, &d.Gen, &asked, &d.Failures, &due, &d.Lease, &d.Reason, &d.Sentence)
@@ -356,7 +343,7 @@ func scanDebt(rows *sql.Rows) (d Debt, err error) {
 }
 
 func (t *tx) debt(ctx context.Context, target id.UserID) (Debt, bool, error) {
-	debts, err := queryAll(ctx, t.conn, scanDebt, `SELECT `+debtColumns+` FROM debts WHERE user_id = $1`, target)
+	debts, err := queryAll(ctx, t, scanDebt, selectDebt+t.dialect.lock, target)
 	if err != nil || len(debts) == 0 {
 		return Debt{}, false, err
 	}
@@ -385,15 +372,7 @@ func scanDestination(name string, row *sql.Row) (Destination, error) {
 }
 
 func (t *tx) destination(ctx context.Context, name string) (Destination, error) {
-	return scanDestination(name, t.conn.QueryRowContext(ctx, selectDestination, name))
-}
-
-func (t *tx) putDestination(ctx context.Context, d Destination) error {
-	_, err := t.exec(ctx, `INSERT INTO destinations (name, failures, failing_since, retry_at, reason, sentence) VALUES ($1, $2, $3, $4, $5, $6)
-		ON CONFLICT (name) DO UPDATE SET failures = excluded.failures, failing_since = excluded.failing_since,
-			retry_at = excluded.retry_at, reason = excluded.reason, sentence = excluded.sentence`,
-		d.Name, d.Failures, millis(d.FailingSince), millis(d.RetryAt), d.Reason, d.Sentence)
-	return err
+	return scanDestination(name, t.QueryRowContext(ctx, selectDestination+t.dialect.lock, name))
 }
 
 func later(a, b time.Time) time.Time {
@@ -401,10 +380,6 @@ func later(a, b time.Time) time.Time {
 		return a
 	}
 	return b
-}
-
-type querier interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 }
 
 func queryAll[T any](ctx context.Context, q querier, scan func(*sql.Rows) (T, error), query string, args ...any) (all []T, err error) {

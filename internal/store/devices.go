@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"strings"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -21,7 +22,12 @@ type DevicePosition struct {
 
 // DevicePosition reads one device's position. A device that is not known has acknowledged nothing.
 func (s *Store) DevicePosition(ctx context.Context, user id.UserID, device id.DeviceID) (DevicePosition, error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	p := DevicePosition{UserID: user, DeviceID: device, Above: map[id.UserID]int64{}}
+	if !storable(device) {
+		return p, nil
+	}
 	var seen int64
 	err := s.read.QueryRowContext(ctx, `SELECT acked, seen_at FROM sync_positions WHERE user_id = $1 AND device_id = $2`,
 		user, device).Scan(&p.Acked, &seen)
@@ -29,7 +35,7 @@ func (s *Store) DevicePosition(ctx context.Context, user id.UserID, device id.De
 		return p, nil
 	}
 	if err != nil {
-		return p, err
+		return p, s.explain(err)
 	}
 	p.SeenAt = fromMillis(seen)
 	_, err = queryAll(ctx, s.read, func(rows *sql.Rows) (struct{}, error) {
@@ -39,7 +45,7 @@ func (s *Store) DevicePosition(ctx context.Context, user id.UserID, device id.De
 		p.Above[target] = acked
 		return struct{}{}, err
 	}, `SELECT target, acked FROM sync_acks WHERE user_id = $1 AND device_id = $2`, user, device)
-	return p, err
+	return p, s.named(err)
 }
 
 // SavePositions stores what devices have acknowledged. It takes nothing back: what stands there may come from another
@@ -50,6 +56,9 @@ func (s *Store) SavePositions(ctx context.Context, positions []DevicePosition) e
 	}
 	return s.update(ctx, func(ctx context.Context, t *tx) error {
 		for _, p := range positions {
+			if !storable(p.DeviceID) {
+				continue
+			}
 			if err := t.savePosition(ctx, p); err != nil {
 				return err
 			}
@@ -57,6 +66,10 @@ func (s *Store) SavePositions(ctx context.Context, positions []DevicePosition) e
 		return nil
 	})
 }
+
+// storable says whether a device ID, which its client has chosen, is text to every database: in Postgres that has no NUL.
+// Of a device whose ID is not, nothing is remembered; it hears of what it has heard of already, after a restart.
+func storable(device id.DeviceID) bool { return !strings.ContainsRune(string(device), 0) }
 
 func (t *tx) savePosition(ctx context.Context, p DevicePosition) error {
 	if _, err := t.exec(ctx, `INSERT INTO sync_positions (user_id, device_id, acked, seen_at) VALUES ($1, $2, $3, $4)
@@ -79,8 +92,12 @@ func (t *tx) savePosition(ctx context.Context, p DevicePosition) error {
 	return nil
 }
 
-// Prune forgets announcements, requesters, device positions and retired lists that are older than before.
+// Prune forgets announcements, requesters, device positions, retired lists and outcomes of fetches that are older than
+// before.
 func (s *Store) Prune(ctx context.Context, before time.Time) error {
+	if err := s.pruneFetches(ctx, before); err != nil {
+		return err
+	}
 	return s.update(ctx, func(ctx context.Context, t *tx) error {
 		for _, query := range []string{
 			`DELETE FROM announcements WHERE announced_at < $1`,

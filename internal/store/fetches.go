@@ -26,6 +26,8 @@ type Fetch struct {
 	// Claimed says that this is a retry, for which [Store.Claim] has taken a place in the destination's rate. It is made
 	// whatever came of a fetch just before.
 	Claimed bool
+	// Spare says that nobody waits for it: it leaves half of the rate's burst to those who do.
+	Spare bool
 }
 
 // Begun says how a fetch begins, or, if Wait, Busy or Past is set, that it does not.
@@ -50,24 +52,47 @@ type Past struct {
 }
 
 // Begin is asked before each fetch: it keeps to the destination's rate, over all instances, and to one fetch of a target
-// at a time.
-func (s *Store) Begin(ctx context.Context, f Fetch) (Begun, error) {
+// at a time. This instance itself fetches a target once at a time, and knows what it tries of a destination that is
+// backing off; so a fetch of its own that is running is one whose end it could not record.
+func (s *Store) Begin(ctx context.Context, f Fetch) (begun Begun, err error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	if s.sharing != nil {
+		return s.beginShared(ctx, f)
+	}
 	name := freshen.Destination(f.Target)
 	if !f.Claimed {
-		if wait := s.rates.Take(name, f.Now); wait > 0 {
+		take := s.rates.Take
+		if f.Spare {
+			take = s.rates.TakeSpare
+		}
+		if wait := take(name, f.Now); wait > 0 {
 			return Begun{Wait: wait}, nil
 		}
 	}
-	begun := Begun{}
-	err := s.read.QueryRowContext(ctx, `SELECT gen FROM debts WHERE user_id = $1`, f.Target).Scan(&begun.Gen)
+	return begun, s.named(begun.read(ctx, s.read, f.Target))
+}
+
+// read finds out how the target's debt and its destination stand.
+func (b *Begun) read(ctx context.Context, q querier, target id.UserID) error {
+	err := q.QueryRowContext(ctx, `SELECT gen FROM debts WHERE user_id = $1`, target).Scan(&b.Gen)
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
-		return Begun{}, err
+		return err
 	}
-	begun.Destination, err = s.Backoff(ctx, name)
-	return begun, err
+	name := freshen.Destination(target)
+	b.Destination, err = scanDestination(name, q.QueryRowContext(ctx, selectDestination, name))
+	return err
 }
 
 // Abandon ends a fetch of which nothing is to be recorded.
-func (s *Store) Abandon(context.Context, id.UserID, string) error {
-	return nil // one process has its fetches in memory
+func (s *Store) Abandon(ctx context.Context, target id.UserID, token string) error {
+	if s.sharing == nil {
+		return nil // one process has its fetches in memory
+	}
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	if _, err := s.read.ExecContext(ctx, `UPDATE fetches SET token = '' WHERE target = $1 AND token = $2`, target, token); err != nil {
+		return s.explain(err)
+	}
+	return nil
 }

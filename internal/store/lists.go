@@ -59,7 +59,16 @@ type KeptInfo struct {
 	Suspect bool
 	// Shared: a local user is known to share a room with this one.
 	Shared bool
+	// Retired: no list is kept any more; FetchedAt is the last one's.
+	Retired bool
+	// Version grows with each change of what is known of any kept list.
+	Version int64
 }
+
+const (
+	selectKept     = `SELECT hash, shared FROM kept_lists WHERE user_id = $1`
+	selectAudience = `SELECT user_id FROM requesters WHERE target = $1 AND (owed = 1 OR $2) ORDER BY owed DESC, asked_at DESC LIMIT $3`
+)
 
 // Keep stores the list, announces it, pays the debt and clears the destination's backoff, all in one transaction. The
 // error may be [ErrSuperseded].
@@ -68,23 +77,17 @@ func (s *Store) Keep(ctx context.Context, f Fetched) (kept Kept, err error) {
 	encoded := f.List.Encode()
 	hash := f.List.Hash()
 	err = s.update(ctx, func(ctx context.Context, t *tx) error {
+		began, err := t.endFetch(ctx, target, f.Token, f.At, nil)
+		if err != nil {
+			return err
+		}
 		var before []byte
-		info := KeptInfo{UserID: target, FetchedAt: f.At}
-		err := t.conn.QueryRowContext(ctx, `SELECT hash, shared FROM kept_lists WHERE user_id = $1`, target).Scan(&before, &info.Shared)
+		var shared bool
+		err = t.QueryRowContext(ctx, selectKept, target).Scan(&before, &shared)
 		if err != nil && !errors.Is(err, sql.ErrNoRows) {
 			return err
 		}
 		kept = Kept{Changed: !bytes.Equal(before, hash[:])}
-		var raw any // NULL
-		if !f.HashOnly || info.Shared {
-			raw = encoded
-			t.change.committed.Kept = append(t.change.committed.Kept, info)
-		}
-		if _, err := t.exec(ctx, `INSERT INTO kept_lists (user_id, list, hash, fetched_at, suspect) VALUES ($1, $2, $3, $4, 0)
-			ON CONFLICT (user_id) DO UPDATE SET list = excluded.list, hash = excluded.hash, fetched_at = excluded.fetched_at, suspect = 0`,
-			target, raw, hash[:], millis(f.At)); err != nil {
-			return err
-		}
 		if kept.Paid, kept.Recovered, err = t.pay(ctx, target, f.PaidGen, f.At); err != nil {
 			return err
 		}
@@ -95,7 +98,20 @@ func (s *Store) Keep(ctx context.Context, f Fetched) (kept Kept, err error) {
 		if err != nil {
 			return err
 		}
-		return t.announce(ctx, target, audience, f.At)
+		version, err := t.announce(ctx, target, audience, f.At, true)
+		if err != nil {
+			return err
+		}
+		var raw any // NULL
+		if !f.HashOnly || shared {
+			raw = encoded
+		}
+		_, err = t.exec(ctx, `INSERT INTO kept_lists (user_id, list, hash, began_at, fetched_at, version) VALUES ($1, $2, $3, $4, $5, $6)
+			ON CONFLICT (user_id) DO UPDATE SET list = excluded.list, hash = excluded.hash, began_at = excluded.began_at,
+				fetched_at = excluded.fetched_at, version = excluded.version,
+				suspect = CASE WHEN kept_lists.announced_at >= excluded.began_at THEN 1 ELSE 0 END`,
+			target, raw, hash[:], millis(began), millis(f.At), version)
+		return err
 	})
 	return kept, err
 }
@@ -106,15 +122,16 @@ func (s *Store) AnnounceTo(ctx context.Context, target id.UserID, requesters []i
 		if err := t.putRequesters(ctx, target, requesters, at, false); err != nil {
 			return err
 		}
-		return t.announce(ctx, target, requesters, at)
+		_, err := t.announce(ctx, target, requesters, at, false)
+		return err
 	})
 }
 
 // audience is whom a success is announced to: who asked and who was promised, and for a changed list everybody ("") and
 // those who ever asked.
 func (t *tx) audience(ctx context.Context, target id.UserID, asking []id.UserID, changed bool) ([]id.UserID, error) {
-	recorded, err := queryAll(ctx, t.conn, func(rows *sql.Rows) (user id.UserID, err error) { return user, rows.Scan(&user) },
-		`SELECT user_id FROM requesters WHERE target = $1 AND (owed = 1 OR $2) ORDER BY owed DESC, asked_at DESC LIMIT $3`,
+	recorded, err := queryAll(ctx, t, func(rows *sql.Rows) (user id.UserID, err error) { return user, rows.Scan(&user) },
+		selectAudience,
 		target, changed, maxAudience)
 	if err != nil {
 		return nil, err
@@ -130,28 +147,29 @@ func (t *tx) audience(ctx context.Context, target id.UserID, asking []id.UserID,
 	return slices.Compact(audience), nil
 }
 
-// announce moves the target to the head of the stream, for each of the audience.
-func (t *tx) announce(ctx context.Context, target id.UserID, audience []id.UserID, at time.Time) error {
-	for _, who := range audience {
-		var head int64
-		if err := t.conn.QueryRowContext(ctx, `UPDATE stream SET head = head + 1 RETURNING head`).Scan(&head); err != nil {
-			return err
-		}
+// announce moves the target to the head of the stream, for each of the audience. version is that of the change of a kept
+// list, if that is what it is about.
+func (t *tx) announce(ctx context.Context, target id.UserID, audience []id.UserID, at time.Time, kept bool) (version int64, err error) {
+	head, version, err := t.stir(ctx, len(audience), kept)
+	if err != nil {
+		return 0, err
+	}
+	for i, who := range audience {
+		position := head - int64(len(audience)-1-i)
 		if _, err := t.exec(ctx, `INSERT INTO announcements (target, audience, position, announced_at) VALUES ($1, $2, $3, $4)
 			ON CONFLICT (target, audience) DO UPDATE SET position = excluded.position, announced_at = excluded.announced_at`,
-			target, who, head, millis(at)); err != nil {
-			return err
+			target, who, position, millis(at)); err != nil {
+			return 0, err
 		}
-		t.change.committed.Announced = append(t.change.committed.Announced, Announcement{Target: target, Audience: who, Position: head, At: at})
 	}
-	return nil
+	return version, nil
 }
 
 func (t *tx) putRequesters(ctx context.Context, target id.UserID, users []id.UserID, at time.Time, owed bool) error {
 	for _, user := range users {
 		if _, err := t.exec(ctx, `INSERT INTO requesters (target, user_id, asked_at, owed) VALUES ($1, $2, $3, $4)
-			ON CONFLICT (target, user_id) DO UPDATE SET asked_at = excluded.asked_at, owed = max(requesters.owed, excluded.owed)`,
-			target, user, millis(at), owed); err != nil {
+			ON CONFLICT (target, user_id) DO UPDATE SET asked_at = excluded.asked_at, owed = CASE WHEN requesters.owed = 1 THEN 1 ELSE excluded.owed END`,
+			target, user, millis(at), flag(owed)); err != nil {
 			return err
 		}
 	}
@@ -160,46 +178,67 @@ func (t *tx) putRequesters(ctx context.Context, target id.UserID, users []id.Use
 
 // Announcements returns all that stand in the stream, by position, and the stream's head.
 func (s *Store) Announcements(ctx context.Context) (all []Announcement, head int64, err error) {
-	if err := s.read.QueryRowContext(ctx, `SELECT head FROM stream`).Scan(&head); err != nil {
-		return nil, 0, err
+	// One statement, so that both are of the same moment.
+	rows, err := s.read.QueryContext(ctx, `SELECT stream.head, coalesce(target, ''), coalesce(audience, ''), coalesce(position, 0), coalesce(announced_at, 0)
+		FROM stream LEFT JOIN announcements ON true ORDER BY position`)
+	if err != nil {
+		return nil, 0, s.explain(err)
 	}
-	all, err = queryAll(ctx, s.read, func(rows *sql.Rows) (a Announcement, err error) {
+	defer rows.Close()
+	for rows.Next() {
+		var a Announcement
 		var at int64
-		err = rows.Scan(&a.Target, &a.Audience, &a.Position, &at)
-		a.At = fromMillis(at)
-		return a, err
-	}, `SELECT target, audience, position, announced_at FROM announcements WHERE position <= $1 ORDER BY position`, head)
-	return all, head, err
+		if err := rows.Scan(&head, &a.Target, &a.Audience, &a.Position, &at); err != nil {
+			return nil, 0, s.explain(err)
+		}
+		if a.Position > 0 { // else there is the head alone
+			a.At = fromMillis(at)
+			all = append(all, a)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return nil, 0, s.explain(err)
+	}
+	return all, head, nil
 }
 
 // KeptLists tells of every list that is kept and not retired.
 func (s *Store) KeptLists(ctx context.Context) ([]KeptInfo, error) {
-	return queryAll(ctx, s.read, func(rows *sql.Rows) (k KeptInfo, err error) {
-		var at int64
-		err = rows.Scan(&k.UserID, &at, &k.Suspect, &k.Shared)
-		k.FetchedAt = fromMillis(at)
-		return k, err
-	}, `SELECT user_id, fetched_at, suspect, shared FROM kept_lists WHERE list IS NOT NULL`)
+	all, err := queryAll(ctx, s.read, scanKeptInfo, `SELECT `+keptColumns+` FROM kept_lists WHERE list IS NOT NULL`)
+	if err != nil {
+		return nil, s.explain(err)
+	}
+	return all, nil
 }
 
 // KeptList reads one list; nil if none is kept or it is retired.
 func (s *Store) KeptList(ctx context.Context, user id.UserID) (*freshen.DeviceList, error) {
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
 	var raw []byte
 	err := s.read.QueryRowContext(ctx, `SELECT list FROM kept_lists WHERE user_id = $1`, user).Scan(&raw)
 	if errors.Is(err, sql.ErrNoRows) || (err == nil && raw == nil) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, s.explain(err)
 	}
 	return freshen.DecodeKept(raw)
 }
 
-// MarkSuspect records that the homeserver itself announced these users.
-func (s *Store) MarkSuspect(ctx context.Context, users []id.UserID) error {
+// MarkSuspect records that the homeserver itself announced the users of these lists at that time: the lists may be out of
+// date, and so may be any whose fetch began before that.
+func (s *Store) MarkSuspect(ctx context.Context, lists []KeptInfo, at time.Time) error {
 	return s.update(ctx, func(ctx context.Context, t *tx) error {
-		for _, user := range users {
-			if _, err := t.exec(ctx, `UPDATE kept_lists SET suspect = 1 WHERE user_id = $1`, user); err != nil {
+		_, version, err := t.stir(ctx, 0, true)
+		if err != nil {
+			return err
+		}
+		for _, l := range lists {
+			if _, err := t.exec(ctx, `UPDATE kept_lists SET
+				suspect = CASE WHEN fetched_at = $1 OR began_at <= $2 THEN 1 ELSE suspect END,
+				announced_at = CASE WHEN announced_at < $2 THEN $2 ELSE announced_at END, version = $3 WHERE user_id = $4`,
+				millis(l.FetchedAt), millis(at), version, l.UserID); err != nil {
 				return err
 			}
 		}
@@ -209,16 +248,22 @@ func (s *Store) MarkSuspect(ctx context.Context, users []id.UserID) error {
 
 // MarkShared records that a local user shares a room with this one.
 func (s *Store) MarkShared(ctx context.Context, user id.UserID) error {
-	return s.update(ctx, func(ctx context.Context, t *tx) error {
-		_, err := t.exec(ctx, `UPDATE kept_lists SET shared = 1 WHERE user_id = $1`, user)
-		return err
-	})
+	return s.changeKept(ctx, `UPDATE kept_lists SET version = $1, shared = 1 WHERE user_id = $2`, user)
 }
 
 // Retire drops the list that was fetched at that time, and keeps its hash. A newer one stays.
 func (s *Store) Retire(ctx context.Context, user id.UserID, fetchedAt time.Time) error {
+	return s.changeKept(ctx, `UPDATE kept_lists SET version = $1, list = NULL WHERE user_id = $2 AND fetched_at = $3`, user, millis(fetchedAt))
+}
+
+// changeKept runs a query whose first argument is the change's version.
+func (s *Store) changeKept(ctx context.Context, query string, args ...any) error {
 	return s.update(ctx, func(ctx context.Context, t *tx) error {
-		_, err := t.exec(ctx, `UPDATE kept_lists SET list = NULL WHERE user_id = $1 AND fetched_at = $2`, user, millis(fetchedAt))
+		_, version, err := t.stir(ctx, 0, true)
+		if err != nil {
+			return err
+		}
+		_, err = t.exec(ctx, query, append([]any{version}, args...)...)
 		return err
 	})
 }

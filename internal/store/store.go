@@ -4,24 +4,35 @@
 // Every write goes through one goroutine that commits many callers' changes together (group commit), with
 // synchronous=FULL: when a method returns without an error, its change survives a power cut. Reads have a pool of their
 // own and never wait for a write.
+//
+// A database is an SQLite file, for one process, or a Postgres server's, for several instances (see
+// docs/architecture.md).
 package store
 
 import (
 	"context"
 	"database/sql"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/url"
-	"os"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"freshen"
 	"freshen/internal/limit"
 )
 
-// batchSize is the most changes in one commit; measured, more gains nothing.
-const batchSize = 64
+const (
+	// batchSize is the most changes in one commit; measured, more gains nothing.
+	batchSize = 64
+	// undoWithin bounds one that is rolled back.
+	undoWithin = 5 * time.Second
+	// yields is how often in a row the writer lets others run before it commits less than a batch.
+	yields = 3
+)
 
 // ErrClosed is what a call gets that comes after Close.
 var ErrClosed = errors.New("the database is closed")
@@ -33,32 +44,34 @@ type Store struct {
 	log   *slog.Logger
 	rates *limit.Limiter // of destinations
 
+	dialect dialect
+	writer  *session // the write loop's, while it has a connection
 	changes chan *change
 	closing chan struct{}
 	done    chan struct{}
 
-	// onCommit is called by the writer after each commit that kept or announced something.
-	onCommit func(Committed)
-}
+	// hearing is held while what is new is read and handed over, so that all of it comes in order.
+	hearing               sync.Mutex
+	onCommit              func(Committed)
+	seenHead, seenVersion int64
 
-// Committed is what one commit brought that others hold in memory: the lists kept, and the announcements in the order
-// of their positions.
-type Committed struct {
-	Kept      []KeptInfo
-	Announced []Announcement
+	sharing *sharing // with other instances; nil for an SQLite file
+
+	// intact finds out, before each commit, that a promise would be lost with it; nil for a database that needs no such look.
+	intact func() error
+	// explain names the database in an error of its own and says what can be done.
+	explain func(error) error
+
+	closeOnce sync.Once
+	closeErr  error
+	lock      *fileLock // of an SQLite file
 }
 
 // change is one caller's part of a commit.
 type change struct {
-	apply     func(ctx context.Context, tx *tx) error
-	committed Committed
-	result    chan error
-}
-
-// tx is what a change may do.
-type tx struct {
-	conn   *sql.Conn
-	change *change
+	apply  func(ctx context.Context, tx *tx) error
+	taken  atomic.Bool // by the writer, or back by the caller, whoever was first
+	result chan error
 }
 
 // Config says which database to open, and what its instances have in common.
@@ -75,14 +88,10 @@ type Config struct {
 }
 
 // Open opens the database, creates an SQLite file that is missing, and brings the tables up to date. An error is a
-// sentence for the administrator that names the database.
+// sentence for the administrator that names the database; a [*UnreachableError] means that it may go away by itself.
+//
+// An SQLite file is for one Store alone, of all processes, until that is closed.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
-	if cfg.URL != nil {
-		return nil, errors.New("database: this version of freshen keeps its data in SQLite only; name a file instead of a Postgres URL")
-	}
-	if err := probeFile(cfg.Path); err != nil {
-		return nil, err
-	}
 	s := &Store{
 		log:     cfg.Log,
 		rates:   limit.New(cfg.PerDestination),
@@ -90,36 +99,72 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		closing: make(chan struct{}),
 		done:    make(chan struct{}),
 	}
-	if err := s.openSQLite(ctx, cfg.Path); err != nil {
-		return nil, errors.Join(err, s.closePools())
+	if err := s.open(ctx, cfg); err != nil {
+		return nil, errors.Join(err, s.release())
 	}
 	go s.writeLoop()
 	return s, nil
 }
 
-// OnCommit sets who is told of lists and announcements right after each commit, before the call that made them returns.
-// It must be set before the first of them and must not block.
-func (s *Store) OnCommit(f func(Committed)) { s.onCommit = f }
+func (s *Store) open(ctx context.Context, cfg Config) error {
+	if cfg.URL == nil {
+		s.dialect = sqliteDialect
+		if err := s.openSQLite(ctx, cfg.Path); err != nil {
+			return err
+		}
+		if err := s.startHearing(ctx); err != nil {
+			return s.explain(err)
+		}
+		return nil
+	}
+	return s.openPostgres(ctx, cfg)
+}
 
-// Ready says whether the database answers.
+// Ready says whether the database answers and takes what is written. It waits no longer than ctx, whatever becomes of
+// what it wrote.
 func (s *Store) Ready(ctx context.Context) error {
-	var head int64
-	return s.read.QueryRowContext(ctx, `SELECT head FROM stream`).Scan(&head)
+	answered := make(chan error, 1)
+	go func() {
+		answered <- s.update(ctx, func(ctx context.Context, t *tx) error {
+			_, err := t.exec(ctx, `UPDATE stream SET head = head`)
+			return err
+		})
+	}()
+	select {
+	case err := <-answered:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
-// Close ends the writer after what it has in hand and closes the database. A call that comes later gets [ErrClosed].
+// Close ends the writer after what it has in hand and closes the database. A call that comes later gets [ErrClosed]. It
+// may be called twice.
 func (s *Store) Close() error {
-	close(s.closing)
-	<-s.done
-	return s.closePools()
+	s.closeOnce.Do(func() {
+		close(s.closing)
+		<-s.done
+		if s.sharing != nil {
+			s.sharing.stop()
+		}
+		s.closeErr = s.release()
+	})
+	return s.closeErr
 }
 
-func (s *Store) closePools() error {
+// release closes the connections, and last the lock.
+func (s *Store) release() error {
 	var errs []error
+	if s.writer != nil {
+		errs = append(errs, s.writer.close())
+	}
 	for _, db := range []*sql.DB{s.read, s.write} {
 		if db != nil {
 			errs = append(errs, db.Close())
 		}
+	}
+	if s.lock != nil {
+		errs = append(errs, s.lock.release())
 	}
 	return errors.Join(errs...)
 }
@@ -128,12 +173,26 @@ func (s *Store) closePools() error {
 // once it has begun, update waits for its end.
 func (s *Store) update(ctx context.Context, apply func(ctx context.Context, tx *tx) error) error {
 	c := &change{apply: apply, result: make(chan error, 1)}
+	if s.dialect.shared {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, s.dialect.batchWithin)
+		defer cancel()
+	}
 	select {
 	case s.changes <- c:
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-s.closing:
 		return ErrClosed
+	}
+	select {
+	case err := <-c.result:
+		return err
+	case <-s.done:
+	case <-ctx.Done():
+		if c.taken.CompareAndSwap(false, true) {
+			return ctx.Err()
+		}
 	}
 	select {
 	case err := <-c.result:
@@ -167,90 +226,100 @@ func (s *Store) writeLoop() {
 	}
 }
 
+// gather takes what waits, up to a batch, without what was taken back. The callers of the commit before are just being
+// woken, and many come with their next change: it lets them run, so that those share one commit, where the first of them
+// would have one alone. Nobody waits for that.
 func (s *Store) gather(first *change) []*change {
-	batch := []*change{first}
-	for len(batch) < batchSize {
-		select {
-		case c := <-s.changes:
+	batch := make([]*change, 0, batchSize)
+	for c, yielded := first, 0; ; {
+		if c != nil && c.taken.CompareAndSwap(false, true) {
 			batch = append(batch, c)
-		default:
+		}
+		if len(batch) == batchSize {
 			return batch
 		}
+		select {
+		case c = <-s.changes:
+			yielded = 0
+		default:
+			if yielded == yields {
+				return batch
+			}
+			c = nil
+			yielded++
+			runtime.Gosched()
+		}
 	}
-	return batch
 }
 
-// commit applies the batch in one transaction, each change in a savepoint of its own, so that one that fails takes
-// nothing from the others.
+// commit applies the batch in one transaction. A change that fails takes nothing from the others.
 func (s *Store) commit(batch []*change) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := s.batchContext()
 	defer cancel()
-	errs, err := s.tryCommit(ctx, batch)
-	if err != nil {
+	for len(batch) > 0 {
+		failed, err := s.tryCommit(ctx, batch)
+		if err == nil {
+			for _, c := range batch {
+				c.result <- nil
+			}
+			return
+		}
+		if failed != nil {
+			failed.result <- s.explain(err)
+			batch = slices.DeleteFunc(batch, func(c *change) bool { return c == failed })
+			continue
+		}
 		for _, c := range batch {
-			c.result <- fmt.Errorf("database: %w", err)
+			c.result <- s.explain(err)
 		}
 		return
 	}
-	var all Committed
-	for i, c := range batch {
-		if errs[i] == nil {
-			all.Kept = append(all.Kept, c.committed.Kept...)
-			all.Announced = append(all.Announced, c.committed.Announced...)
-		}
-	}
-	if len(all.Kept)+len(all.Announced) > 0 && s.onCommit != nil {
-		s.onCommit(all)
-	}
-	for i, c := range batch {
-		c.result <- errs[i]
-	}
 }
 
-func (s *Store) tryCommit(ctx context.Context, batch []*change) (errs []error, err error) {
-	conn, err := s.write.Conn(ctx)
+// tryCommit commits the batch or nothing of it. failed is the change by which that failed, if it was one: nearly never,
+// so there are no savepoints, which would cost about as much as the changes. The rest can be tried again without it.
+func (s *Store) tryCommit(ctx context.Context, batch []*change) (failed *change, err error) {
+	if err := s.begin(ctx); err != nil {
+		return nil, err
+	}
+	defer s.giveBack()
+	t := &tx{querier: s.writer, dialect: s.dialect}
+	for _, c := range batch {
+		if err := c.apply(ctx, t); err != nil {
+			s.undo(ctx)
+			return c, err
+		}
+	}
+	if s.intact != nil {
+		err = s.intact()
+	}
+	if err == nil {
+		end := commit
+		if t.stirred {
+			end = s.dialect.notify + commit
+		}
+		_, err = s.writer.ExecContext(ctx, end)
+	}
 	if err != nil {
+		s.undo(ctx)
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, conn.Close()) }()
-	if _, err := conn.ExecContext(ctx, `BEGIN IMMEDIATE`); err != nil {
-		return nil, err
-	}
-	errs = make([]error, len(batch))
-	for i, c := range batch {
-		if errs[i], err = applyOne(ctx, conn, c); err != nil {
-			_, undo := conn.ExecContext(context.WithoutCancel(ctx), `ROLLBACK`)
-			return nil, errors.Join(err, undo)
+	if t.stirred {
+		if err := s.hear(ctx); err != nil {
+			// It stands in the database, and clients are told a little later.
+			s.log.Error("what was just written could not be read back; trying again", "err", err)
+			s.hearLater()
 		}
 	}
-	if _, err := conn.ExecContext(ctx, `COMMIT`); err != nil {
-		_, undo := conn.ExecContext(context.WithoutCancel(ctx), `ROLLBACK`)
-		return nil, errors.Join(err, undo)
-	}
-	return errs, nil
+	return nil, nil
 }
 
-// applyOne returns the change's own error, and err where the whole transaction is lost.
-func applyOne(ctx context.Context, conn *sql.Conn, c *change) (own, err error) {
-	if _, err := conn.ExecContext(ctx, `SAVEPOINT change`); err != nil {
-		return nil, err
+// named is explain for what may be no error.
+func (s *Store) named(err error) error {
+	if err == nil {
+		return nil
 	}
-	if own = c.apply(ctx, &tx{conn: conn, change: c}); own != nil {
-		own = fmt.Errorf("database: %w", own)
-		if _, err := conn.ExecContext(ctx, `ROLLBACK TO change`); err != nil {
-			return own, err
-		}
-	}
-	_, err = conn.ExecContext(ctx, `RELEASE change`)
-	return own, err
-}
-
-func (t *tx) exec(ctx context.Context, query string, args ...any) (int64, error) {
-	result, err := t.conn.ExecContext(ctx, query, args...)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected()
+	return s.explain(err)
 }
 
 // Away turns a database error into what a client is told.
@@ -274,25 +343,4 @@ func fromMillis(ms int64) time.Time {
 		return time.Time{}
 	}
 	return time.UnixMilli(ms)
-}
-
-// probeFile finds out what SQLite would only tell in a riddle, and creates the file so that others cannot read it.
-func probeFile(path string) error {
-	info, err := os.Stat(path)
-	switch {
-	case err == nil && info.IsDir():
-		return fmt.Errorf("database: %s is a directory; name a file", path)
-	case err == nil && !info.Mode().IsRegular():
-		return fmt.Errorf("database: %s is no regular file", path)
-	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	switch {
-	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("database: %s cannot be opened for writing: let the user that freshen runs as write the file and its folder", path)
-	case errors.Is(err, os.ErrNotExist):
-		return fmt.Errorf("database: the folder of %s does not exist; create it and let the user that freshen runs as write to it", path)
-	case err != nil:
-		return fmt.Errorf("database: %w", err)
-	}
-	return f.Close()
 }

@@ -11,14 +11,15 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"maunium.net/go/mautrix/id"
 
 	"freshen"
+	"freshen/internal/limit"
 	"freshen/internal/store"
+	"freshen/internal/store/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { storetest.Main(m) }
 
 var start = time.UnixMilli(1_700_000_000_000)
 
@@ -31,9 +32,32 @@ func open(t *testing.T, path string) *store.Store {
 	return s
 }
 
-func fresh(t *testing.T) *store.Store {
+// each runs a test over both databases.
+func each(t *testing.T, test func(*testing.T, store.Config)) {
 	t.Helper()
-	s := open(t, filepath.Join(t.TempDir(), "freshen.db"))
+	config := store.Config{
+		PerDestination: limit.Rate{Every: time.Second, Burst: 20}, SuccessFor: 30 * time.Second, FailureFor: 10 * time.Second,
+		Log: slog.New(slog.DiscardHandler),
+	}
+	t.Run("SQLite", func(t *testing.T) {
+		config := config
+		config.Path = filepath.Join(t.TempDir(), "freshen.db")
+		test(t, config)
+	})
+	t.Run("Postgres", func(t *testing.T) {
+		config := config
+		config.URL = storetest.Shared(t).NewDatabase(t)
+		test(t, config)
+	})
+}
+
+// instance opens a database until the test ends.
+func instance(t *testing.T, cfg store.Config) *store.Store {
+	t.Helper()
+	s, err := store.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -68,6 +92,12 @@ func owe(t *testing.T, s *store.Store, target, requester id.UserID, at time.Time
 	return next
 }
 
+// again is how a debt that is owed already is asked for again.
+func again(debt store.Debt) store.Debt {
+	debt.Gen++
+	return debt
+}
+
 func claim(t *testing.T, s *store.Store, at time.Time, limit int) []id.UserID {
 	t.Helper()
 	var targets []id.UserID
@@ -79,7 +109,7 @@ func claim(t *testing.T, s *store.Store, at time.Time, limit int) []id.UserID {
 
 func claims(t *testing.T, s *store.Store, at time.Time, limit int) []store.Debt {
 	t.Helper()
-	debts, err := s.Claim(t.Context(), at, time.Minute, "token-"+at.String(), limit)
+	debts, err := s.Claim(t.Context(), at, time.Minute, "token-"+at.String(), store.Places{Fine: limit, Failing: limit})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -87,9 +117,10 @@ func claims(t *testing.T, s *store.Store, at time.Time, limit int) []store.Debt 
 }
 
 // A promise that is lost with the process would leave a user waiting for ever.
-func TestADebtSurvivesARestart(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "freshen.db")
-	s := open(t, path)
+func TestADebtSurvivesARestart(t *testing.T) { each(t, testADebtSurvivesARestart) }
+
+func testADebtSurvivesARestart(t *testing.T, cfg store.Config) {
+	s := instance(t, cfg)
 	next := owe(t, s, "@bob:b.org", "@alice:a.org", start, 30*time.Second)
 	if !next.Equal(start.Add(30 * time.Second)) {
 		t.Errorf("the requester was told of %v, not of %v", next, start.Add(30*time.Second))
@@ -97,8 +128,7 @@ func TestADebtSurvivesARestart(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s = open(t, path)
-	defer s.Close()
+	s = instance(t, cfg)
 	if early := claim(t, s, start.Add(29*time.Second), 10); len(early) > 0 {
 		t.Errorf("claimed %v while its destination backs off", early)
 	}
@@ -108,8 +138,10 @@ func TestADebtSurvivesARestart(t *testing.T) {
 }
 
 // Two workers with the same debt would ask the remote server twice; a crashed one must not keep it for ever.
-func TestAClaimEndsByTime(t *testing.T) {
-	s := fresh(t)
+func TestAClaimEndsByTime(t *testing.T) { each(t, testAClaimEndsByTime) }
+
+func testAClaimEndsByTime(t *testing.T, cfg store.Config) {
+	s := instance(t, cfg)
 	owe(t, s, "@bob:b.org", "@alice:a.org", start, 0)
 	if got := claim(t, s, start, 10); len(got) != 1 {
 		t.Fatalf("claimed %v", got)
@@ -122,8 +154,10 @@ func TestAClaimEndsByTime(t *testing.T) {
 	}
 }
 
-func TestClaimsOfADestinationAreBounded(t *testing.T) {
-	s := fresh(t)
+func TestClaimsOfADestinationAreBounded(t *testing.T) { each(t, testClaimsOfADestinationAreBounded) }
+
+func testClaimsOfADestinationAreBounded(t *testing.T, cfg store.Config) {
+	s := instance(t, cfg)
 	for _, name := range []string{"1", "2", "3", "4", "5", "6"} {
 		owe(t, s, id.UserID("@u"+name+":b.org"), "@alice:a.org", start, 0)
 	}
@@ -140,14 +174,15 @@ func TestClaimsOfADestinationAreBounded(t *testing.T) {
 	if got := claim(t, s, start, 10); len(got) != 4 {
 		t.Errorf("claimed %v from a destination that has come back", got)
 	}
-	if next, ok, err := s.NextDue(t.Context()); err != nil || !ok || next.Before(start.Add(time.Minute)) {
+	if next, ok, err := s.NextDue(t.Context(), store.Places{Fine: 1, Failing: 1}); err != nil || !ok || next.Before(start.Add(time.Minute)) {
 		t.Errorf("the next is due at %v (%v, %v): a worker would spin until a claim ends", next, ok, err)
 	}
 }
 
 func keep(t *testing.T, s *store.Store, target id.UserID, at time.Time, requesters ...id.UserID) store.Kept {
 	t.Helper()
-	begun, err := s.Begin(t.Context(), store.Fetch{Target: target, Now: at, Token: string(target), Lease: time.Minute})
+	// As a retry is, whatever came of a fetch just before.
+	begun, err := s.Begin(t.Context(), store.Fetch{Target: target, Now: at, Token: string(target), Lease: time.Minute, Claimed: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,13 +195,17 @@ func keep(t *testing.T, s *store.Store, target id.UserID, at time.Time, requeste
 
 // Asking again while a fetch runs may be about a change that the fetch came too early to see.
 func TestADebtAskedForDuringAFetchIsNotSwallowed(t *testing.T) {
-	s := fresh(t)
+	each(t, testADebtAskedForDuringAFetchIsNotSwallowed)
+}
+
+func testADebtAskedForDuringAFetchIsNotSwallowed(t *testing.T, cfg store.Config) {
+	s := instance(t, cfg)
 	owe(t, s, "@bob:b.org", "@alice:a.org", start, time.Hour)
 	begun, err := s.Begin(t.Context(), store.Fetch{Target: "@bob:b.org", Now: start, Token: "fetch", Lease: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.AskAgain(t.Context(), "@bob:b.org", []id.UserID{"@carol:a.org"}, start); err != nil {
+	if _, err := s.AskAgain(t.Context(), "@bob:b.org", []id.UserID{"@carol:a.org"}, start, again); err != nil {
 		t.Fatal(err)
 	}
 	kept, err := s.Keep(t.Context(), store.Fetched{List: list(t, "@bob:b.org", "key"), At: start, PaidGen: begun.Gen, Token: "fetch"})
@@ -179,8 +218,10 @@ func TestADebtAskedForDuringAFetchIsNotSwallowed(t *testing.T) {
 }
 
 // A worker that was paused and comes back late must not write over what another has settled meanwhile.
-func TestALostClaimChangesNothing(t *testing.T) {
-	s := fresh(t)
+func TestALostClaimChangesNothing(t *testing.T) { each(t, testALostClaimChangesNothing) }
+
+func testALostClaimChangesNothing(t *testing.T, cfg store.Config) {
+	s := instance(t, cfg)
 	owe(t, s, "@bob:b.org", "@alice:a.org", start, 0)
 	lost := claims(t, s, start, 1)[0]
 	now := start.Add(2 * time.Minute)
@@ -199,8 +240,10 @@ func TestALostClaimChangesNothing(t *testing.T) {
 	}
 }
 
-func TestAnnouncements(t *testing.T) {
-	s := fresh(t)
+func TestAnnouncements(t *testing.T) { each(t, testAnnouncements) }
+
+func testAnnouncements(t *testing.T, cfg store.Config) {
+	s := instance(t, cfg)
 	var mu sync.Mutex
 	var heard []store.Announcement
 	s.OnCommit(func(c store.Committed) {
@@ -237,11 +280,15 @@ func TestAnnouncements(t *testing.T) {
 
 // "Nobody asks: freshen pays its debt, and Alice's sync says so", also where the list turns out unchanged.
 func TestWhoWasPromisedHearsOfAnUnchangedList(t *testing.T) {
-	s := fresh(t)
-	keep(t, s, "@bob:b.org", start, "@carol:a.org")
-	owe(t, s, "@bob:b.org", "@alice:a.org", start, 0)
+	each(t, testWhoWasPromisedHearsOfAnUnchangedList)
+}
+
+func testWhoWasPromisedHearsOfAnUnchangedList(t *testing.T, cfg store.Config) {
+	s := instance(t, cfg)
 	var heard []store.Announcement
 	s.OnCommit(func(c store.Committed) { heard = c.Announced })
+	keep(t, s, "@bob:b.org", start, "@carol:a.org")
+	owe(t, s, "@bob:b.org", "@alice:a.org", start, 0)
 	if kept := keep(t, s, "@bob:b.org", start); kept.Changed || !kept.Paid {
 		t.Fatalf("kept %+v", kept)
 	}
@@ -250,8 +297,10 @@ func TestWhoWasPromisedHearsOfAnUnchangedList(t *testing.T) {
 	}
 }
 
-func TestAKeptListIsByteForByte(t *testing.T) {
-	s := fresh(t)
+func TestAKeptListIsByteForByte(t *testing.T) { each(t, testAKeptListIsByteForByte) }
+
+func testAKeptListIsByteForByte(t *testing.T, cfg store.Config) {
+	s := instance(t, cfg)
 	want := list(t, "@bob:b.org", "key")
 	keep(t, s, "@bob:b.org", start)
 	got, err := s.KeptList(t.Context(), "@bob:b.org")
@@ -276,8 +325,10 @@ func TestAKeptListIsByteForByte(t *testing.T) {
 }
 
 // Whoever asks for strangers with endless lists must not fill the disk; a contact's long list is kept.
-func TestALongListOfAStrangerIsNotKept(t *testing.T) {
-	s := fresh(t)
+func TestALongListOfAStrangerIsNotKept(t *testing.T) { each(t, testALongListOfAStrangerIsNotKept) }
+
+func testALongListOfAStrangerIsNotKept(t *testing.T, cfg store.Config) {
+	s := instance(t, cfg)
 	long := store.Fetched{List: list(t, "@bob:b.org", "key"), At: start, HashOnly: true}
 	for _, want := range []bool{false, true} {
 		if _, err := s.Keep(t.Context(), long); err != nil {
@@ -296,8 +347,10 @@ func TestALongListOfAStrangerIsNotKept(t *testing.T) {
 	}
 }
 
-func TestDevicePositions(t *testing.T) {
-	s := fresh(t)
+func TestDevicePositions(t *testing.T) { each(t, testDevicePositions) }
+
+func testDevicePositions(t *testing.T, cfg store.Config) {
+	s := instance(t, cfg)
 	want := store.DevicePosition{UserID: "@alice:a.org", DeviceID: "PHONE", Acked: 5, Above: map[id.UserID]int64{"@bob:b.org": 9}, SeenAt: start}
 	for range 2 {
 		if err := s.SavePositions(t.Context(), []store.DevicePosition{want}); err != nil {
@@ -316,9 +369,29 @@ func TestDevicePositions(t *testing.T) {
 	}
 }
 
+// Clients choose the IDs of their devices; one of an odd ID must not keep those of others from being stored with it.
+func TestADeviceIDThatIsNoText(t *testing.T) { each(t, testADeviceIDThatIsNoText) }
+
+func testADeviceIDThatIsNoText(t *testing.T, cfg store.Config) {
+	s := instance(t, cfg)
+	odd := store.DevicePosition{UserID: "@mallory:a.org", DeviceID: "\x00'\u202e", Acked: 5, SeenAt: start}
+	usual := store.DevicePosition{UserID: "@alice:a.org", DeviceID: "DÉVICE 📱", Acked: 5, SeenAt: start}
+	if err := s.SavePositions(t.Context(), []store.DevicePosition{odd, usual}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.DevicePosition(t.Context(), usual.UserID, usual.DeviceID); err != nil || got.Acked != 5 {
+		t.Errorf("the usual one stands at %d (%v)", got.Acked, err)
+	}
+	if _, err := s.DevicePosition(t.Context(), odd.UserID, odd.DeviceID); err != nil {
+		t.Error(err)
+	}
+}
+
 // One change that the database refuses must not take the others' of its commit with it.
-func TestManyWriters(t *testing.T) {
-	s := fresh(t)
+func TestManyWriters(t *testing.T) { each(t, testManyWriters) }
+
+func testManyWriters(t *testing.T, cfg store.Config) {
+	s := instance(t, cfg)
 	var wg sync.WaitGroup
 	for i := range 200 {
 		wg.Go(func() {
@@ -334,8 +407,10 @@ func TestManyWriters(t *testing.T) {
 	}
 }
 
-func TestAfterClose(t *testing.T) {
-	s := open(t, filepath.Join(t.TempDir(), "freshen.db"))
+func TestAfterClose(t *testing.T) { each(t, testAfterClose) }
+
+func testAfterClose(t *testing.T, cfg store.Config) {
+	s := instance(t, cfg)
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}

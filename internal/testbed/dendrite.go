@@ -35,7 +35,7 @@ type Dendrite struct {
 	client   netip.AddrPort
 	tls      netip.AddrPort // where its federation API listens; the link may stand on the server name's port
 	http     *http.Client
-	process  *process
+	process  *Process
 }
 
 // newDendrite prepares a homeserver below dir without starting it. serverName is where other servers reach it.
@@ -125,12 +125,12 @@ func (d *Dendrite) Start(ctx context.Context) error {
 		"--tls-cert", d.certFile, "--tls-key", d.keyFile,
 		"--really-enable-open-registration",
 	}
-	process, err := startProcess(ctx, "Dendrite "+d.Name, d.LogFile, d.binary, args, []string{"SSL_CERT_FILE=" + d.ca.File})
+	process, err := StartProcess(ctx, "Dendrite "+d.Name, d.LogFile, d.binary, args, []string{"SSL_CERT_FILE=" + d.ca.File})
 	if err != nil {
 		return err
 	}
 	d.process = process
-	return process.awaitReady(ctx, d.http, d.URL+"/_matrix/client/versions", func(status int, _ []byte) bool {
+	return process.AwaitReady(ctx, d.http, d.URL+"/_matrix/client/versions", func(status int, _ []byte) bool {
 		return status == http.StatusOK
 	})
 }
@@ -140,7 +140,7 @@ func (d *Dendrite) Stop(ctx context.Context) error {
 	if d.process == nil {
 		return nil
 	}
-	err := d.process.stop(ctx)
+	err := d.process.Stop(ctx)
 	d.process = nil
 	return err
 }
@@ -148,7 +148,7 @@ func (d *Dendrite) Stop(ctx context.Context) error {
 // Kill ends the homeserver with SIGKILL.
 func (d *Dendrite) Kill() {
 	if d.process != nil {
-		d.process.kill()
+		d.process.Kill()
 		d.process = nil
 	}
 }

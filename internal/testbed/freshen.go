@@ -35,7 +35,7 @@ type Freshen struct {
 
 	binary  string
 	http    *http.Client
-	process *process
+	process *Process
 }
 
 func newFreshen(ctx context.Context, binary string, w *World, options Options) (*Freshen, error) {
@@ -87,12 +87,12 @@ func (f *Freshen) writeConfig(listen, admin netip.AddrPort, w *World, options Op
 // Start runs freshen and returns when it answers and says in /versions what it adds. ctx bounds the wait, not freshen's
 // life.
 func (f *Freshen) Start(ctx context.Context) error {
-	process, err := startProcess(ctx, "freshen", f.LogFile, f.binary, []string{"serve", "--config", f.ConfigFile}, nil)
+	process, err := StartProcess(ctx, "freshen", f.LogFile, f.binary, []string{"serve", "--config", f.ConfigFile}, nil)
 	if err != nil {
 		return err
 	}
 	f.process = process
-	return process.awaitReady(ctx, f.http, f.URL+"/_matrix/client/versions", func(status int, body []byte) bool {
+	return process.AwaitReady(ctx, f.http, f.URL+"/_matrix/client/versions", func(status int, body []byte) bool {
 		var versions struct {
 			Unstable map[string]bool `json:"unstable_features"`
 		}
@@ -105,7 +105,7 @@ func (f *Freshen) Stop(ctx context.Context) error {
 	if f.process == nil {
 		return nil
 	}
-	err := f.process.stop(ctx)
+	err := f.process.Stop(ctx)
 	f.process = nil
 	return err
 }
@@ -113,7 +113,7 @@ func (f *Freshen) Stop(ctx context.Context) error {
 // Kill ends freshen with SIGKILL, as a power cut or the out-of-memory killer would.
 func (f *Freshen) Kill() {
 	if f.process != nil {
-		f.process.kill()
+		f.process.Kill()
 		f.process = nil
 	}
 }

@@ -23,8 +23,8 @@ const (
 	tailBytes = 4 << 10
 )
 
-// process is a running program with its output in a log file.
-type process struct {
+// Process is a running program with its output in a log file.
+type Process struct {
 	name    string // for people: "Dendrite A"
 	logFile string
 	cmd     *exec.Cmd
@@ -32,8 +32,8 @@ type process struct {
 	exit    error // valid when done is closed
 }
 
-// startProcess runs the program at path until it ends or is stopped; ctx bounds nothing but gives its values.
-func startProcess(ctx context.Context, name, logFile, path string, args, env []string) (*process, error) {
+// StartProcess runs the program at path until it ends or is stopped; ctx bounds nothing but gives its values.
+func StartProcess(ctx context.Context, name, logFile, path string, args, env []string) (*Process, error) {
 	log, err := os.OpenFile(logFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("the log of %s cannot be opened: %w", name, err)
@@ -42,7 +42,7 @@ func startProcess(ctx context.Context, name, logFile, path string, args, env []s
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = append(os.Environ(), env...)
 	cmd.SysProcAttr = childAttributes()
-	p := &process{name: name, logFile: logFile, cmd: cmd, done: make(chan struct{})}
+	p := &Process{name: name, logFile: logFile, cmd: cmd, done: make(chan struct{})}
 	started := make(chan error)
 	go func() {
 		defer log.Close() // the child has a handle of its own
@@ -63,9 +63,9 @@ func startProcess(ctx context.Context, name, logFile, path string, args, env []s
 	return p, nil
 }
 
-// stop sends SIGTERM and waits for the end, and kills the program if that takes too long or ctx ends; then the error
+// Stop sends SIGTERM and waits for the end, and kills the program if that takes too long or ctx ends; then the error
 // says so. A program that has ended already is no error.
-func (p *process) stop(ctx context.Context) error {
+func (p *Process) Stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, stopWithin)
 	defer cancel()
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
@@ -75,19 +75,19 @@ func (p *process) stop(ctx context.Context) error {
 	case <-p.done:
 		return nil
 	case <-ctx.Done():
-		p.kill()
+		p.Kill()
 		return p.failed("did not end on SIGTERM and was killed", ctx.Err())
 	}
 }
 
-// kill sends SIGKILL and waits for the end.
-func (p *process) kill() {
+// Kill sends SIGKILL and waits for the end.
+func (p *Process) Kill() {
 	_ = p.cmd.Process.Kill() // fails only if it has ended
 	<-p.done
 }
 
-// awaitReady asks url until check accepts the answer. It fails when the program ends, or after a minute.
-func (p *process) awaitReady(ctx context.Context, client *http.Client, url string, check func(status int, body []byte) bool) error {
+// AwaitReady asks url until check accepts the answer. It fails when the program ends, or after a minute.
+func (p *Process) AwaitReady(ctx context.Context, client *http.Client, url string, check func(status int, body []byte) bool) error {
 	ctx, cancel := context.WithTimeout(ctx, readyWithin)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -107,8 +107,22 @@ func (p *process) awaitReady(ctx context.Context, client *http.Client, url strin
 	}
 }
 
+// Signal sends any other signal. A program that has ended already is no error.
+func (p *Process) Signal(signal os.Signal) error {
+	if err := p.cmd.Process.Signal(signal); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("%s cannot be sent %v: %w", p.name, signal, err)
+	}
+	return nil
+}
+
+// Done is closed when the program has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Exit is how the program has ended, nil for exit status 0. It is valid once Done is closed.
+func (p *Process) Exit() error { return p.exit }
+
 // failed makes an error that shows the end of the program's log.
-func (p *process) failed(what string, cause error) error {
+func (p *Process) failed(what string, cause error) error {
 	return fmt.Errorf("%s %s: %w\nThe end of its log (%s):\n%s", p.name, what, cause, p.logFile, tail(p.logFile))
 }
 

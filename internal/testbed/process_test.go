@@ -15,15 +15,15 @@ import (
 )
 
 // script runs a shell script as a process of the testbed and waits until it says that it runs.
-func script(t *testing.T, lines string) *process {
+func script(t *testing.T, lines string) *Process {
 	t.Helper()
 	dir := t.TempDir()
 	running := filepath.Join(dir, "running")
-	p, err := startProcess(t.Context(), "The script", filepath.Join(dir, "log"), "/bin/sh", []string{"-c", lines}, []string{"RUNNING=" + running})
+	p, err := StartProcess(t.Context(), "The script", filepath.Join(dir, "log"), "/bin/sh", []string{"-c", lines}, []string{"RUNNING=" + running})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(p.kill)
+	t.Cleanup(p.Kill)
 	for !isFile(running) {
 		select {
 		case <-p.done:
@@ -47,7 +47,7 @@ func isOK(status int, _ []byte) bool { return status == http.StatusOK }
 func TestProgramThatEndsAtOnceIsReportedWithItsLog(t *testing.T) {
 	client, url := unready(t)
 	p := script(t, `echo "cannot bind port"; exit 3`)
-	err := p.awaitReady(t.Context(), client, url, isOK)
+	err := p.AwaitReady(t.Context(), client, url, isOK)
 	if err == nil || !strings.Contains(err.Error(), "The script ended before it was ready: exit status 3") ||
 		!strings.Contains(err.Error(), "cannot bind port") {
 		t.Errorf("the error is %v", err)
@@ -60,7 +60,7 @@ func TestProgramThatNeverGetsReadyIsReported(t *testing.T) {
 	p := script(t, `echo starting; : > "$RUNNING"; exec sleep 600`)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	err := p.awaitReady(ctx, client, url, isOK)
+	err := p.AwaitReady(ctx, client, url, isOK)
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "starting") {
 		t.Errorf("the error is %v", err)
 	}
@@ -69,16 +69,16 @@ func TestProgramThatNeverGetsReadyIsReported(t *testing.T) {
 // A failure means that programs of the testbed outlive it.
 func TestStop(t *testing.T) {
 	obedient := script(t, `trap 'exit 0' TERM; : > "$RUNNING"; while :; do sleep 0.01; done`)
-	if err := obedient.stop(t.Context()); err != nil {
+	if err := obedient.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if err := obedient.stop(t.Context()); err != nil {
+	if err := obedient.Stop(t.Context()); err != nil {
 		t.Errorf("stopping twice: %v", err)
 	}
 	stubborn := script(t, `trap '' TERM; : > "$RUNNING"; while :; do sleep 0.01; done`)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	err := stubborn.stop(ctx)
+	err := stubborn.Stop(ctx)
 	if err == nil || !strings.Contains(err.Error(), "did not end on SIGTERM and was killed") {
 		t.Errorf("the error is %v", err)
 	}

@@ -5,7 +5,6 @@ package dial
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -17,6 +16,9 @@ import (
 const (
 	// attemptDelay is how long one address may stay silent before the next is tried beside it (RFC 8305 §5).
 	attemptDelay = 250 * time.Millisecond
+	// handshakeDelay is how long an address that has let itself be connected to may take for the handshake before the
+	// next is tried beside it: there is somebody, perhaps far away, so it is longer than attemptDelay.
+	handshakeDelay = time.Second
 	// maxAddresses bounds how many addresses of one name are tried: a name server may list hundreds.
 	maxAddresses = 8
 )
@@ -34,9 +36,14 @@ type Dialer struct {
 	Resolver Resolver
 	// Allow opens networks that would be refused.
 	Allow []netip.Prefix
+	// Sockets bounds what is open at once; nil bounds nothing.
+	Sockets *Sockets
 	// Connect opens the connection to an address that was checked; nil means the net package's dialler.
 	Connect func(ctx context.Context, addr netip.AddrPort) (net.Conn, error)
 }
+
+// Secure makes a connection one that can be used, by the TLS handshake. It does not close conn when it fails.
+type Secure func(ctx context.Context, conn net.Conn) (net.Conn, error)
 
 // DeniedError says that every address of a host lies in a network that may not be dialled.
 type DeniedError struct {
@@ -49,11 +56,60 @@ func (e *DeniedError) Error() string {
 	return fmt.Sprintf("all addresses of %s are refused: %s is %s (%s)", e.Host, e.Addr, e.Network.What, e.Network.Source)
 }
 
-// Dial connects to port of host, a DNS name or an IP literal without brackets, within ctx. IPv6 and IPv4 addresses take
-// turns, each next one is tried when the last failed or has been silent for 250 ms; the first connection wins (RFC
-// 8305). The error is a *[DeniedError] if no address may be dialled, a *net.DNSError if there is none, else it wraps
-// the failure of each address.
-func (d *Dialer) Dial(ctx context.Context, host string, port uint16) (net.Conn, error) {
+// Stage is how far an address got.
+type Stage int
+
+const (
+	StageWaiting   Stage = iota // for a free socket
+	StageConnect                // until there is a TCP connection
+	StageHandshake              // in Secure
+)
+
+// Error is the failure of every address of a host that was tried.
+type Error struct {
+	Host  string
+	Port  uint16
+	Addrs []AddrError // in the order in which they were tried, at least one
+}
+
+// AddrError is the failure of one address.
+type AddrError struct {
+	Addr  netip.Addr
+	Stage Stage
+	Took  time.Duration // in that stage
+	Err   error
+}
+
+func (e *Error) Error() string {
+	texts := make([]string, len(e.Addrs))
+	for i, addr := range e.Addrs {
+		texts[i] = addr.Error()
+	}
+	return strings.Join(texts, "; ")
+}
+
+func (e *Error) Unwrap() []error {
+	errs := make([]error, len(e.Addrs))
+	for i := range e.Addrs {
+		errs[i] = &e.Addrs[i]
+	}
+	return errs
+}
+
+func (e *AddrError) Error() string {
+	stage := [...]string{"waiting to dial", "connecting to", "TLS with"}[e.Stage]
+	return fmt.Sprintf("%s %s: %v", stage, e.Addr, e.Err)
+}
+
+func (e *AddrError) Unwrap() error { return e.Err }
+
+// Dial connects to port of host, a DNS name or an IP literal without brackets, within ctx, and hands the connection, a
+// *[Socket], to secure (nil: none). IPv6 and IPv4 addresses take turns, each next one is tried when the last failed or
+// was silent for too long; the first that passes secure wins (RFC 8305, of which this differs in that the race is over
+// connection and handshake: an address where another's server stands must not hide the right one). The name lookup may
+// take up half of the time. The error is a *[DeniedError] if no address may be dialled, a *net.DNSError if there is
+// none, ErrBusy if there was no free socket for the lookup, else an *[Error].
+func (d *Dialer) Dial(ctx context.Context, host string, port uint16, secure Secure) (net.Conn, error) {
 	addrs, err := d.lookup(ctx, host)
 	if err != nil {
 		return nil, err
@@ -68,7 +124,8 @@ func (d *Dialer) Dial(ctx context.Context, host string, port uint16) (net.Conn, 
 	})
 	switch {
 	case len(addrs) > 0:
-		return d.race(ctx, takeTurns(addrs), port)
+		r := &race{dialer: d, host: host, port: port, addrs: takeTurns(addrs), secure: secure}
+		return r.run(ctx)
 	case denied != nil:
 		return nil, denied
 	}
@@ -79,6 +136,15 @@ func (d *Dialer) lookup(ctx context.Context, host string) ([]netip.Addr, error) 
 	if addr, err := netip.ParseAddr(host); err == nil {
 		return []netip.Addr{addr}, nil
 	}
+	if deadline, ok := ctx.Deadline(); ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/2)
+		defer cancel()
+	}
+	if err := d.Sockets.acquire(ctx); err != nil {
+		return nil, err
+	}
+	defer d.Sockets.release()
 	addrs, err := d.resolver().LookupNetIP(ctx, "ip", Absolute(host))
 	if err != nil {
 		return nil, err
@@ -92,8 +158,12 @@ func (d *Dialer) lookup(ctx context.Context, host string) ([]netip.Addr, error) 
 	return unmapped, nil
 }
 
-// LookupSRV asks for _service._tcp.name.
+// LookupSRV asks for _service._tcp.name. The error is a *net.DNSError or ErrBusy.
 func (d *Dialer) LookupSRV(ctx context.Context, service, name string) ([]*net.SRV, error) {
+	if err := d.Sockets.acquire(ctx); err != nil {
+		return nil, err
+	}
+	defer d.Sockets.release()
 	_, targets, err := d.resolver().LookupSRV(ctx, service, "tcp", Absolute(name))
 	if len(targets) > 0 {
 		// Beside usable records there may be an error about others, whose names are no names.
@@ -138,60 +208,4 @@ func takeTurns(addrs []netip.Addr) []netip.Addr {
 		}
 	}
 	return ordered[:min(len(ordered), maxAddresses)]
-}
-
-type outcome struct {
-	conn net.Conn
-	err  error
-}
-
-// race returns when the first attempt has won or all have lost; what still runs is cancelled, and closes its connection
-// should it get one.
-func (d *Dialer) race(ctx context.Context, addrs []netip.Addr, port uint16) (net.Conn, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	done := make(chan outcome) // unbuffered: a conn has a receiver or is closed by its own goroutine
-	attempt := func(addr netip.Addr) {
-		conn, err := d.connect(ctx, netip.AddrPortFrom(addr, port))
-		select {
-		case done <- outcome{conn, err}:
-		case <-ctx.Done():
-			if conn != nil {
-				_ = conn.Close()
-			}
-		}
-	}
-	var errs []error
-	next, running := 0, 0
-	silence := time.NewTimer(0)
-	defer silence.Stop()
-	for {
-		select {
-		case <-silence.C:
-		case result := <-done:
-			running--
-			if result.err == nil {
-				return result.conn, nil
-			}
-			errs = append(errs, result.err)
-			if next == len(addrs) && running == 0 {
-				return nil, errors.Join(errs...)
-			}
-		case <-ctx.Done():
-			return nil, errors.Join(append(errs, ctx.Err())...)
-		}
-		if next < len(addrs) {
-			go attempt(addrs[next])
-			next, running = next+1, running+1
-			silence.Reset(attemptDelay)
-		}
-	}
-}
-
-func (d *Dialer) connect(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
-	if d.Connect != nil {
-		return d.Connect(ctx, addr)
-	}
-	var dialer net.Dialer
-	return dialer.DialContext(ctx, "tcp", addr.String())
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -89,7 +90,7 @@ func TestRefusedNetworks(t *testing.T) {
 	} {
 		network := &connector{opens: map[string]time.Duration{literal: 0}}
 		d := &dial.Dialer{Connect: network.connect}
-		_, err := d.Dial(t.Context(), literal, 8448)
+		_, err := d.Dial(t.Context(), literal, 8448, nil)
 		if denied, ok := errors.AsType[*dial.DeniedError](err); !ok || denied.Network.What == "" || len(network.dialed) != 0 {
 			t.Errorf("%s: error %v, dialled %v", literal, err, network.dialed)
 		}
@@ -100,7 +101,7 @@ func TestRefusedNetworks(t *testing.T) {
 	} {
 		network := &connector{opens: map[string]time.Duration{literal: 0}}
 		d := &dial.Dialer{Connect: network.connect}
-		if _, err := d.Dial(t.Context(), literal, 8448); err != nil {
+		if _, err := d.Dial(t.Context(), literal, 8448, nil); err != nil {
 			t.Errorf("%s is public, but: %v", literal, err)
 		}
 	}
@@ -110,10 +111,10 @@ func TestRefusedNetworks(t *testing.T) {
 func TestAllow(t *testing.T) {
 	network := &connector{opens: map[string]time.Duration{"10.1.2.3": 0, "10.2.0.1": 0}}
 	d := &dial.Dialer{Connect: network.connect, Allow: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}}
-	if _, err := d.Dial(t.Context(), "10.1.2.3", 1); err != nil {
+	if _, err := d.Dial(t.Context(), "10.1.2.3", 1, nil); err != nil {
 		t.Error(err)
 	}
-	if _, err := d.Dial(t.Context(), "10.2.0.1", 1); err == nil {
+	if _, err := d.Dial(t.Context(), "10.2.0.1", 1, nil); err == nil {
 		t.Error("10.2.0.1 was dialled although 10.1.0.0/16 alone is open")
 	}
 }
@@ -127,14 +128,14 @@ func TestMixedAddresses(t *testing.T) {
 		"inner.test.": addrs("::ffff:10.0.0.1"),
 		"empty.test.": nil,
 	}}
-	if _, err := d.Dial(t.Context(), "mixed.test", 1); err != nil || !slices.Equal(network.dialed, []string{"1.1.1.1"}) {
+	if _, err := d.Dial(t.Context(), "mixed.test", 1, nil); err != nil || !slices.Equal(network.dialed, []string{"1.1.1.1"}) {
 		t.Errorf("error %v, dialled %v", err, network.dialed)
 	}
-	_, err := d.Dial(t.Context(), "inner.test", 1)
+	_, err := d.Dial(t.Context(), "inner.test", 1, nil)
 	if denied, ok := errors.AsType[*dial.DeniedError](err); !ok || denied.Addr.String() != "10.0.0.1" {
 		t.Errorf("inner.test: %v", err)
 	}
-	_, err = d.Dial(t.Context(), "empty.test", 1)
+	_, err = d.Dial(t.Context(), "empty.test", 1, nil)
 	if dnsErr, ok := errors.AsType[*net.DNSError](err); !ok || !dnsErr.IsNotFound {
 		t.Errorf("empty.test: %v", err)
 	}
@@ -178,11 +179,11 @@ func TestRace(t *testing.T) {
 				network := &connector{opens: row.opens}
 				d := &dial.Dialer{Connect: network.connect, Resolver: names{"b.test.": row.answer}}
 				start := time.Now()
-				won, err := d.Dial(t.Context(), "b.test", 1)
+				won, err := d.Dial(t.Context(), "b.test", 1, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got := won.(*conn).addr; got != row.want || time.Since(start) != row.took {
+				if got := won.(*dial.Socket).Conn.(*conn).addr; got != row.want || time.Since(start) != row.took {
 					t.Errorf("%s won after %s, want %s after %s", got, time.Since(start), row.want, row.took)
 				}
 				time.Sleep(time.Minute)
@@ -210,14 +211,14 @@ func TestAllFail(t *testing.T) {
 	}
 	network := &connector{}
 	d := &dial.Dialer{Connect: network.connect, Resolver: names{"b.test.": many}}
-	if _, err := d.Dial(t.Context(), "b.test", 1); err == nil || len(network.dialed) != 8 {
+	if _, err := d.Dial(t.Context(), "b.test", 1, nil); err == nil || len(network.dialed) != 8 {
 		t.Errorf("error %v after %d addresses, want 8", err, len(network.dialed))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 	defer cancel()
 	network = &connector{opens: map[string]time.Duration{"1.1.1.1": -1}}
 	d = &dial.Dialer{Connect: network.connect}
-	if _, err := d.Dial(ctx, "1.1.1.1", 1); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := d.Dial(ctx, "1.1.1.1", 1, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a silent address ended with %v", err)
 	}
 }
@@ -241,9 +242,144 @@ func TestRealConnection(t *testing.T) {
 	defer func() { _ = listener.Close() }()
 	at := netip.MustParseAddrPort(listener.Addr().String())
 	d := &dial.Dialer{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}
-	opened, err := d.Dial(t.Context(), "127.0.0.1", at.Port())
+	opened, err := d.Dial(t.Context(), "127.0.0.1", at.Port(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	_ = opened.Close()
+}
+
+// TestRaceIsOverTheHandshake: a name whose IPv6 address belongs to another site (its certificate is wrong there, or its
+// TLS hangs) is reached at the IPv4 address, and quickly.
+func TestRaceIsOverTheHandshake(t *testing.T) {
+	const never = -1
+	refused := errors.New("wrong certificate")
+	for _, row := range []struct {
+		name  string
+		opens map[string]time.Duration
+		shake map[string]time.Duration // absent: fails at once; negative: never
+		want  string                   // "": all fail
+		took  time.Duration
+	}{
+		{
+			"the first fails", map[string]time.Duration{"2a00::1": 0, "1.1.1.1": 0}, map[string]time.Duration{"1.1.1.1": 0},
+			"1.1.1.1", 0,
+		},
+		{
+			"the first hangs", map[string]time.Duration{"2a00::1": 0, "1.1.1.1": 0}, map[string]time.Duration{"2a00::1": never, "1.1.1.1": 0},
+			"1.1.1.1", time.Second,
+		},
+		{
+			"the first is far away", map[string]time.Duration{"2a00::1": 200 * time.Millisecond, "1.1.1.1": 0}, map[string]time.Duration{"2a00::1": 600 * time.Millisecond, "1.1.1.1": 0},
+			"2a00::1", 800 * time.Millisecond,
+		},
+		{
+			"the second is silent, the first slow", map[string]time.Duration{"2a00::1": 0, "1.1.1.1": never}, map[string]time.Duration{"2a00::1": 3 * time.Second},
+			"2a00::1", 3 * time.Second,
+		},
+		{
+			"both fail", map[string]time.Duration{"2a00::1": 0, "1.1.1.1": 0}, nil,
+			"", 0,
+		},
+		{
+			"both hang", map[string]time.Duration{"2a00::1": 0, "1.1.1.1": 0}, map[string]time.Duration{"2a00::1": never, "1.1.1.1": never},
+			"", 5 * time.Second,
+		},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				network := &connector{opens: row.opens}
+				sockets := dial.NewSockets(10, func() { t.Error("there was no free socket") })
+				d := &dial.Dialer{Connect: network.connect, Sockets: sockets, Resolver: names{"b.test.": addrs("2a00::1", "1.1.1.1")}}
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				defer cancel()
+				start := time.Now()
+				won, err := d.Dial(ctx, "b.test", 1, func(ctx context.Context, raw net.Conn) (net.Conn, error) {
+					wait, ok := row.shake[raw.(*dial.Socket).Conn.(*conn).addr]
+					if !ok {
+						return nil, refused
+					}
+					if wait < 0 {
+						<-ctx.Done()
+						return nil, ctx.Err()
+					}
+					time.Sleep(wait) // within the bubble
+					return raw, nil
+				})
+				if took := time.Since(start); took != row.took {
+					t.Errorf("it took %s, want %s", took, row.took)
+				}
+				if row.want == "" {
+					failed, ok := errors.AsType[*dial.Error](err)
+					if !ok || len(failed.Addrs) != 2 || failed.Addrs[0].Stage != dial.StageHandshake || failed.Addrs[1].Stage != dial.StageHandshake {
+						t.Fatalf("the error is %v, want one that tells of two handshakes", err)
+					}
+				} else {
+					if err != nil {
+						t.Fatal(err)
+					}
+					if got := won.(*dial.Socket).Conn.(*conn).addr; got != row.want {
+						t.Errorf("%s won, want %s", got, row.want)
+					}
+					_ = won.Close()
+					_ = won.Close()
+				}
+				time.Sleep(time.Minute)
+				if open := sockets.Open(); open != 0 {
+					t.Errorf("%d sockets are held after the end", open)
+				}
+			})
+		})
+	}
+}
+
+// TestSocketsAreBounded: a flood of requests to hosts that swallow connections opens as many sockets as it may and no
+// more; the others wait, are told so, and go on when there is room.
+func TestSocketsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := &connector{opens: map[string]time.Duration{"1.1.1.1": -1, "1.1.1.2": 0}}
+		var wanted atomic.Int32
+		sockets := dial.NewSockets(3, func() { wanted.Add(1) })
+		d := &dial.Dialer{Connect: network.connect, Sockets: sockets, Resolver: names{"b.test.": addrs("1.1.1.2")}}
+		var flood sync.WaitGroup
+		for range 3 {
+			flood.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+				defer cancel()
+				if _, err := d.Dial(ctx, "1.1.1.1", 1, nil); !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("a silent address ended with %v", err)
+				}
+			})
+		}
+		synctest.Wait()
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := d.Dial(short, "1.1.1.2", 1, nil)
+		if failed, ok := errors.AsType[*dial.Error](err); !ok || failed.Addrs[0].Stage != dial.StageWaiting {
+			t.Errorf("without a free socket the error is %v", err)
+		}
+		short, cancel = context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := d.Dial(short, "b.test", 1, nil); !errors.Is(err, dial.ErrBusy) {
+			t.Errorf("without a free socket for the lookup the error is %v", err)
+		}
+		synctest.Wait()
+		if wanted.Load() != 2 || len(network.dialed) != 3 {
+			t.Errorf("kept connections were asked for %d times and %d were dialled, want 2 and 3", wanted.Load(), len(network.dialed))
+		}
+		late, err := d.Dial(t.Context(), "b.test", 1, nil)
+		if err != nil {
+			t.Fatalf("with a socket that came free: %v", err)
+		}
+		flood.Wait()
+		sockets.Close()
+		after, err := d.Dial(t.Context(), "b.test", 1, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if network.closed != 2 || sockets.Open() != 0 {
+			t.Errorf("%d connections are closed and %d held after Close, want 2 and 0", network.closed, sockets.Open())
+		}
+		_, _ = late.Close(), after.Close()
+	})
 }

@@ -4,6 +4,7 @@
 package fedtest
 
 import (
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -73,10 +74,15 @@ func (ca *CA) Issue(names ...string) tls.Certificate {
 // IssueFor makes a certificate that is valid between two moments.
 func (ca *CA) IssueFor(from, until time.Time, names ...string) tls.Certificate {
 	ca.tb.Helper()
-	key := newECKey(ca.tb)
+	return ca.issue(newECKey(ca.tb), func(c *x509.Certificate) { c.NotBefore, c.NotAfter = from, until }, names...)
+}
+
+// issue makes a certificate of key's public key. change, if not nil, has the last word on what it says.
+func (ca *CA) issue(key crypto.Signer, change func(*x509.Certificate), names ...string) tls.Certificate {
+	ca.tb.Helper()
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: "freshen test server"},
-		NotBefore: from, NotAfter: until,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(12 * time.Hour),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
 	for _, name := range names {
@@ -86,11 +92,32 @@ func (ca *CA) IssueFor(from, until time.Time, names ...string) tls.Certificate {
 			template.DNSNames = append(template.DNSNames, name)
 		}
 	}
+	if change != nil {
+		change(template)
+	}
 	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, key.Public(), ca.key)
 	if err != nil {
-		ca.tb.Fatal(err)
+		ca.tb.Error(err) // not Fatal: servers issue in goroutines of their own
 	}
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// intermediate is what ca vouches for: an authority, or a certificate that may not sign others but has a key that can.
+func (ca *CA) intermediate(authority bool) *CA {
+	ca.tb.Helper()
+	below := &CA{tb: ca.tb, key: newECKey(ca.tb)}
+	made := ca.issue(below.key, func(c *x509.Certificate) {
+		c.Subject = pkix.Name{CommonName: "freshen test intermediate"}
+		if authority {
+			c.IsCA, c.BasicConstraintsValid, c.KeyUsage, c.ExtKeyUsage = true, true, x509.KeyUsageCertSign, nil
+		}
+	})
+	cert, err := x509.ParseCertificate(made.Certificate[0])
+	if err != nil {
+		ca.tb.Error(err)
+	}
+	below.cert = cert
+	return below
 }
 
 func newECKey(tb testing.TB) *ecdsa.PrivateKey {

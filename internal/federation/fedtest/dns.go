@@ -2,40 +2,67 @@ package fedtest
 
 import (
 	"context"
-	"errors"
 	"net"
 	"net/netip"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
-	"golang.org/x/net/dns/dnsmessage"
+	"github.com/miekg/dns"
 )
 
-// DNS is a name server on loopback.
+// DNS is a name server on loopback that answers over UDP and, where an answer is too long for that, over TCP.
 type DNS struct {
-	addr string
+	tb       testing.TB
+	udp, tcp string
+	ending   context.Context
 
 	mu      sync.Mutex
-	records map[dnsmessage.Question][]dnsmessage.ResourceBody
+	records map[string][]dns.RR // by name
 	broken  map[string]bool
+	silent  map[string]bool
+	slow    map[string]time.Duration
 	asked   map[string]int
+	overTCP int
 }
 
 // NewDNS starts a name server that knows no name. It stops with the test.
 func NewDNS(tb testing.TB) *DNS {
 	tb.Helper()
-	socket, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	var config net.ListenConfig
+	packets, err := config.ListenPacket(tb.Context(), "udp4", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
 	}
+	listener, err := config.Listen(tb.Context(), "tcp4", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	ending, end := context.WithCancel(context.Background())
 	d := &DNS{
-		addr:    socket.LocalAddr().String(),
-		records: map[dnsmessage.Question][]dnsmessage.ResourceBody{}, broken: map[string]bool{}, asked: map[string]int{},
+		tb: tb, udp: packets.LocalAddr().String(), tcp: listener.Addr().String(), ending: ending,
+		records: map[string][]dns.RR{}, broken: map[string]bool{}, silent: map[string]bool{}, slow: map[string]time.Duration{}, asked: map[string]int{},
 	}
 	var serving sync.WaitGroup
-	serving.Go(func() { d.serve(tb, socket) })
-	tb.Cleanup(func() { _ = socket.Close(); serving.Wait() })
+	servers := []*dns.Server{{PacketConn: packets, Handler: d}, {Listener: listener, Handler: d}}
+	for _, server := range servers {
+		started := make(chan struct{})
+		server.NotifyStartedFunc = func() { close(started) }
+		serving.Go(func() {
+			if err := server.ActivateAndServe(); err != nil {
+				tb.Errorf("the test's name server stopped: %v", err)
+			}
+		})
+		<-started
+	}
+	tb.Cleanup(func() {
+		end()
+		for _, server := range servers {
+			_ = server.Shutdown()
+		}
+		serving.Wait()
+	})
 	return d
 }
 
@@ -43,39 +70,45 @@ func NewDNS(tb testing.TB) *DNS {
 func (d *DNS) Resolver() *net.Resolver {
 	return &net.Resolver{
 		PreferGo: true,
-		Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			var dialer net.Dialer
-			return dialer.DialContext(ctx, "udp4", d.addr)
+			if strings.HasPrefix(network, "tcp") {
+				return dialer.DialContext(ctx, "tcp4", d.tcp)
+			}
+			return dialer.DialContext(ctx, "udp4", d.udp)
 		},
 	}
 }
 
 // Host gives name addresses, in place of those that it had.
 func (d *DNS) Host(name string, addrs ...string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	four, six := question(name, dnsmessage.TypeA), question(name, dnsmessage.TypeAAAA)
-	d.records[four], d.records[six] = nil, nil
+	var records []dns.RR
 	for _, text := range addrs {
-		if addr := netip.MustParseAddr(text); addr.Is4() {
-			d.records[four] = append(d.records[four], &dnsmessage.AResource{A: addr.As4()})
+		addr := netip.MustParseAddr(text)
+		if addr.Is4() {
+			records = append(records, &dns.A{Hdr: header(name, dns.TypeA), A: addr.AsSlice()})
 		} else {
-			d.records[six] = append(d.records[six], &dnsmessage.AAAAResource{AAAA: addr.As16()})
+			records = append(records, &dns.AAAA{Hdr: header(name, dns.TypeAAAA), AAAA: addr.AsSlice()})
 		}
 	}
+	d.set(name, records)
+}
+
+// CNAME makes name another name of target.
+func (d *DNS) CNAME(name, target string) {
+	d.set(name, []dns.RR{&dns.CNAME{Hdr: header(name, dns.TypeCNAME), Target: absolute(target)}})
 }
 
 // SRV gives _service._tcp.name its records, in place of those that it had.
 func (d *DNS) SRV(service, name string, targets ...net.SRV) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	q := question("_"+service+"._tcp."+name, dnsmessage.TypeSRV)
-	d.records[q] = nil
+	owner := "_" + service + "._tcp." + name
+	var records []dns.RR
 	for _, t := range targets {
-		d.records[q] = append(d.records[q], &dnsmessage.SRVResource{
-			Priority: t.Priority, Weight: t.Weight, Port: t.Port, Target: dnsmessage.MustNewName(absolute(t.Target)),
+		records = append(records, &dns.SRV{
+			Hdr: header(owner, dns.TypeSRV), Priority: t.Priority, Weight: t.Weight, Port: t.Port, Target: absolute(t.Target),
 		})
 	}
+	d.set(owner, records)
 }
 
 // Break makes the name server fail (SERVFAIL) on all questions about name and what lies below it.
@@ -85,6 +118,20 @@ func (d *DNS) Break(name string) {
 	d.broken[absolute(name)] = true
 }
 
+// Silence makes the name server never answer questions about name and what lies below it.
+func (d *DNS) Silence(name string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.silent[absolute(name)] = true
+}
+
+// Slow makes the name server take so long for each question about name and what lies below it.
+func (d *DNS) Slow(name string, by time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.slow[absolute(name)] = by
+}
+
 // Asked says how often anything was asked about name.
 func (d *DNS) Asked(name string) int {
 	d.mu.Lock()
@@ -92,67 +139,97 @@ func (d *DNS) Asked(name string) int {
 	return d.asked[absolute(name)]
 }
 
-func absolute(name string) string { return strings.TrimSuffix(strings.ToLower(name), ".") + "." }
-
-func question(name string, kind dnsmessage.Type) dnsmessage.Question {
-	return dnsmessage.Question{Name: dnsmessage.MustNewName(absolute(name)), Type: kind, Class: dnsmessage.ClassINET}
-}
-
-func (d *DNS) serve(tb testing.TB, socket *net.UDPConn) {
-	buffer := make([]byte, 4096)
-	for {
-		n, from, err := socket.ReadFromUDPAddrPort(buffer)
-		if errors.Is(err, net.ErrClosed) {
-			return
-		}
-		if err != nil {
-			continue
-		}
-		var query dnsmessage.Message
-		if err := query.Unpack(buffer[:n]); err != nil || len(query.Questions) != 1 {
-			continue
-		}
-		answer := d.answer(query)
-		packed, err := answer.Pack()
-		if err != nil {
-			tb.Errorf("the test's name server cannot pack its answer: %v", err)
-			return
-		}
-		_, _ = socket.WriteToUDPAddrPort(packed, from)
-	}
-}
-
-func (d *DNS) answer(query dnsmessage.Message) dnsmessage.Message {
+// AskedOverTCP says how many questions came over TCP.
+func (d *DNS) AskedOverTCP() int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	asked := query.Questions[0]
-	name := absolute(asked.Name.String())
+	return d.overTCP
+}
+
+func (d *DNS) set(name string, records []dns.RR) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.records[absolute(name)] = records
+}
+
+func absolute(name string) string { return strings.TrimSuffix(strings.ToLower(name), ".") + "." }
+
+func header(name string, kind uint16) dns.RR_Header {
+	return dns.RR_Header{Name: absolute(name), Rrtype: kind, Class: dns.ClassINET, Ttl: 60}
+}
+
+// ServeDNS implements [dns.Handler].
+func (d *DNS) ServeDNS(w dns.ResponseWriter, query *dns.Msg) {
+	_, overTCP := w.RemoteAddr().(*net.TCPAddr)
+	answer, wait := d.answer(query, overTCP)
+	if wait > 0 {
+		select {
+		case <-time.After(wait):
+		case <-d.ending.Done():
+			return
+		}
+	}
+	if answer == nil {
+		return
+	}
+	if !overTCP {
+		size := dns.MinMsgSize
+		if option := query.IsEdns0(); option != nil {
+			size = int(option.UDPSize())
+		}
+		answer.Truncate(size)
+	}
+	_ = w.WriteMsg(answer)
+}
+
+// answer is nil where there is to be none. It also says how long the asker has to wait.
+func (d *DNS) answer(query *dns.Msg, overTCP bool) (*dns.Msg, time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	asked := query.Question[0]
+	name := absolute(asked.Name)
 	d.asked[name]++
-	answer := dnsmessage.Message{
-		Header:    dnsmessage.Header{ID: query.ID, Response: true, Authoritative: true, RecursionAvailable: true},
-		Questions: query.Questions,
+	if overTCP {
+		d.overTCP++
+	}
+	var wait time.Duration
+	for slow, by := range d.slow {
+		if dns.IsSubDomain(slow, name) {
+			wait = by
+		}
+	}
+	answer := new(dns.Msg)
+	for silent := range d.silent {
+		if dns.IsSubDomain(silent, name) {
+			return nil, 0
+		}
 	}
 	for broken := range d.broken {
-		if name == broken || strings.HasSuffix(name, "."+broken) {
-			answer.RCode = dnsmessage.RCodeServerFailure
-			return answer
+		if dns.IsSubDomain(broken, name) {
+			return answer.SetRcode(query, dns.RcodeServerFailure), wait
 		}
 	}
-	known := false
-	for q, bodies := range d.records {
-		known = known || q.Name.String() == name
-		if q.Name.String() != name || q.Type != asked.Type {
-			continue
+	answer.SetReply(query)
+	answer.Authoritative, answer.RecursionAvailable = true, true
+	for range 8 { // a chain of other names
+		records, known := d.records[name]
+		if !known {
+			answer.Rcode = dns.RcodeNameError
+			break
 		}
-		for _, body := range bodies {
-			answer.Answers = append(answer.Answers, dnsmessage.Resource{
-				Header: dnsmessage.ResourceHeader{Name: asked.Name, Type: asked.Type, Class: dnsmessage.ClassINET, TTL: 60},
-				Body:   body,
-			})
+		next := ""
+		for _, record := range records {
+			if alias, ok := record.(*dns.CNAME); ok {
+				next = alias.Target
+				answer.Answer = append(answer.Answer, record)
+			} else if record.Header().Rrtype == asked.Qtype {
+				answer.Answer = append(answer.Answer, record)
+			}
 		}
+		if next == "" {
+			break
+		}
+		name = next
 	}
-	if !known {
-		answer.RCode = dnsmessage.RCodeNameError
-	}
-	return answer
+	return answer, wait
 }

@@ -48,6 +48,13 @@ func (n *Network) Silence(addr string) {
 	n.silent[netip.MustParseAddrPort(addr)] = true
 }
 
+// Remove makes addr refuse connections from now on; the listener that stood there is left alone.
+func (n *Network) Remove(addr string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	delete(n.leads, netip.MustParseAddrPort(addr))
+}
+
 // Dialed lists the addresses that were dialled, in order.
 func (n *Network) Dialed() []netip.AddrPort {
 	n.mu.Lock()

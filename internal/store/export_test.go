@@ -1,0 +1,43 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+)
+
+// Hot are the queries that run for each retry and each refresh.
+var Hot = map[string]struct {
+	SQL  string
+	Args []any
+}{
+	"due destinations that are fine": {dueFine, []any{int64(1_700_000_000_000), 64}},
+	"due destinations that fail":     {dueFailing, []any{int64(1_700_000_000_000), 64}},
+	"due debts of a destination":     {dueDebts, []any{"s1.org", int64(1_700_000_000_000), 4}},
+	"how a destination stands":       {selectRow, []any{"s1.org", int64(1_700_000_000_000)}},
+	"what is owed to a destination":  {selectClaims, []any{"s1.org", int64(1_700_000_000_000)}},
+	"when something is due":          {nextDue, nil},
+	"a debt":                         {selectDebt, []any{"@u1:s1.org"}},
+	"a destination":                  {selectDestination, []any{"s1.org"}},
+	"the audience of a list":         {selectAudience, []any{"@u1:s1.org", true, maxAudience}},
+	"a kept list":                    {selectKept, []any{"@u1:s1.org"}},
+}
+
+// Explain is how the database would run a query.
+func (s *Store) Explain(ctx context.Context, query string, args ...any) ([]string, error) {
+	if s.dialect.shared {
+		return queryAll(ctx, s.read, func(rows *sql.Rows) (line string, err error) { return line, rows.Scan(&line) }, `EXPLAIN `+query, args...)
+	}
+	return queryAll(ctx, s.read, func(rows *sql.Rows) (line string, err error) {
+		var node, parent, unused int
+		err = rows.Scan(&node, &parent, &unused, &line)
+		return line, err
+	}, `EXPLAIN QUERY PLAN `+query, args...)
+}
+
+// Analyze has the database learn what stands in its tables.
+func (s *Store) Analyze(ctx context.Context) error {
+	return s.update(ctx, func(ctx context.Context, t *tx) error {
+		_, err := t.exec(ctx, `ANALYZE`)
+		return err
+	})
+}
