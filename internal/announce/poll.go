@@ -64,6 +64,21 @@ func (p *Poll) Owed() []Entry {
 	return entries
 }
 
+// OwedSince is what an answer is to name that is no /sync: GET /keys/changes. since is a token that the device says it
+// has reached. It does not wait: what is not known yet goes out with a /sync.
+func (a *Announcer) OwedSince(who freshen.Requester, since string) []Entry {
+	d := a.device(who)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.usedAt = a.now()
+	if !d.loaded {
+		return nil
+	}
+	d.syncedWith(since)
+	entries, _ := d.owed(a.stream, a.rooms.KnownSince)
+	return entries
+}
+
 // Delivered records that the response went out whole. nextBatch is its token if it carried these entries, and "" if it
 // could not be made to: then they stay owed, but no further response is hurried for them.
 func (p *Poll) Delivered(entries []Entry, nextBatch string) {

@@ -1,5 +1,5 @@
-// Package overlay is the reverse proxy between the clients and the homeserver. Three answers are edited (/sync,
-// /keys/query and /versions), and only where something is to be added; every other byte passes as it came, in both
+// Package overlay is the reverse proxy between the clients and the homeserver. A few answers are edited (/sync, sliding
+// sync, /keys/changes, /keys/query and /versions), and only where something is to be added; every other byte passes as it came, in both
 // directions.
 package overlay
 
@@ -23,6 +23,7 @@ import (
 	"freshen/internal/announce"
 	"freshen/internal/homeserver"
 	"freshen/internal/kept"
+	"freshen/internal/overlay/wire"
 	"freshen/internal/rooms"
 )
 
@@ -35,11 +36,9 @@ type Refresher interface {
 type Config struct {
 	// Homeserver is the upstream: scheme, host, and a path to put in front if there is one.
 	Homeserver *url.URL
-	// Transport reaches it; nil for [NewTransport].
-	Transport http.RoundTripper
-	Who       *homeserver.Client
-	Log       *slog.Logger
-	Now       func() time.Time
+	Who        *homeserver.Client
+	Log        *slog.Logger
+	Now        func() time.Time
 }
 
 // Knowledge is what is put over the answers. It comes from the database, which may be away when freshen starts.
@@ -52,8 +51,10 @@ type Knowledge struct {
 
 // Proxy is the handler for everything that is not freshen's own.
 type Proxy struct {
-	cfg   Config
-	proxy httputil.ReverseProxy
+	cfg       Config
+	transport *transport
+	proxy     httputil.ReverseProxy
+	sticky    stickiness
 
 	knowledge atomic.Pointer[Knowledge] // nil until Learn
 	learnt    chan struct{}             // closed by Learn
@@ -64,14 +65,11 @@ type Proxy struct {
 
 // New returns a proxy. It starts nothing, and until Learn it edits nothing but /versions.
 func New(cfg Config) *Proxy {
-	if cfg.Transport == nil {
-		cfg.Transport = NewTransport()
-	}
-	p := &Proxy{cfg: cfg, learnt: make(chan struct{})}
+	p := &Proxy{cfg: cfg, transport: newTransport(cfg.Homeserver), learnt: make(chan struct{})}
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.proxy = httputil.ReverseProxy{
 		Rewrite:        p.rewrite,
-		Transport:      hurrier{cfg.Transport},
+		Transport:      hurrier{p.transport},
 		ModifyResponse: p.edit,
 		ErrorHandler:   p.failed,
 		FlushInterval:  -1, // what the homeserver has said, the client hears at once
@@ -95,16 +93,43 @@ func (p *Proxy) Hurry() { p.stop() }
 // Close closes the connections that are not in use.
 func (p *Proxy) Close() {
 	p.stop()
-	if closer, ok := p.cfg.Transport.(interface{ CloseIdleConnections() }); ok {
-		closer.CloseIdleConnections()
-	}
+	p.transport.CloseIdleConnections()
 }
 
-// NewTransport returns the connections to the homeserver: as many as there are requests, kept for less long than the
-// homeserver keeps them (Twisted: 60 s), so that none is used in the moment in which it is closed.
-func NewTransport() *http.Transport {
+// transport is the connections to the homeserver: as many as there are requests. Most requests have no body and go over
+// the cheaper ones of package wire.
+type transport struct {
+	bodiless *wire.Transport // nil where the homeserver is reached by TLS
+	rest     *http.Transport
+}
+
+func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	if t.bodiless != nil && t.bodiless.Takes(req) {
+		return t.bodiless.RoundTrip(req)
+	}
+	return t.rest.RoundTrip(req)
+}
+
+func (t *transport) CloseIdleConnections() {
+	if t.bodiless != nil {
+		t.bodiless.CloseIdleConnections()
+	}
+	t.rest.CloseIdleConnections()
+}
+
+// newTransport keeps connections for less long than the homeserver keeps them (Twisted: 60 s), so that none is used in
+// the moment in which it is closed.
+func newTransport(homeserver *url.URL) *transport {
 	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
-	return &http.Transport{
+	t := &transport{}
+	if homeserver.Scheme == "http" {
+		addr := homeserver.Host
+		if homeserver.Port() == "" {
+			addr = net.JoinHostPort(homeserver.Hostname(), "80")
+		}
+		t.bodiless = wire.New(addr)
+	}
+	t.rest = &http.Transport{
 		DialContext:           dialer.DialContext,
 		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:   10 * time.Second,
@@ -114,6 +139,7 @@ func NewTransport() *http.Transport {
 		DisableCompression:    true, // the client's own wish passes
 		WriteBufferSize:       16 << 10,
 	}
+	return t
 }
 
 // exchange is what one of the edited routes knows about its request. It travels in the request's context.
@@ -146,6 +172,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		p.serveSync(w, r)
 	case routeKeysQuery:
 		p.serveKeysQuery(w, r)
+	case routeSliding, routeSlidingV4:
+		p.serveSliding(w, r, route(r) == routeSlidingV4)
+	case routeKeysChanges:
+		p.serveKeysChanges(w, r)
 	case routeVersions:
 		p.proxy.ServeHTTP(w, with(r, versionsExchange{}))
 	default:
@@ -160,6 +190,9 @@ const (
 	routeSync
 	routeKeysQuery
 	routeVersions
+	routeSliding
+	routeSlidingV4
+	routeKeysChanges
 )
 
 // route names the edited routes. It looks at the path as it was sent: an odd spelling of one is the homeserver's to
@@ -174,6 +207,12 @@ func route(r *http.Request) routeName {
 		return routeSync
 	case r.Method == http.MethodPost && (path == "v3/keys/query" || path == "r0/keys/query" || path == "unstable/keys/query"):
 		return routeKeysQuery
+	case r.Method == http.MethodPost && path == "unstable/org.matrix.simplified_msc3575/sync":
+		return routeSliding
+	case r.Method == http.MethodPost && path == "v4/sync":
+		return routeSlidingV4
+	case r.Method == http.MethodGet && (path == "v3/keys/changes" || path == "r0/keys/changes" || path == "unstable/keys/changes"):
+		return routeKeysChanges
 	case r.Method == http.MethodGet && path == "versions":
 		return routeVersions
 	}

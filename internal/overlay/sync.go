@@ -22,17 +22,29 @@ import (
 // fewKept is up to how many kept lists it is worth finding out that a user can see none of them announced.
 const fewKept = 64
 
-var changedPath = []string{"device_lists", "changed"}
+// syncShape says where an answer names who has changed, and the top-level member that is its token.
+type syncShape struct {
+	path  []string
+	token string
+}
 
-// syncExchange is one GET /sync. The answer is the homeserver's own: what is owed is merged into it, and if that
+var plainShape = syncShape{path: []string{"device_lists", "changed"}, token: "next_batch"}
+
+// syncExchange is one GET /sync, or one POST of sliding sync. The answer is the homeserver's own: what is owed is merged into it, and if that
 // becomes known while the homeserver still waits for news, it is asked again without waiting.
 type syncExchange struct {
 	p     *Proxy
 	ctx   context.Context // the client's
+	shape syncShape
 	since string
-	waits bool // the request has a timeout, so that hurrying makes sense, and no body, so that it can be sent again
+	// waits: the request has a timeout, so that hurrying makes sense, and can be sent again. without is how.
+	waits   bool
+	without func(*http.Request) *http.Request
+	sliding *slidingRequest // nil for GET /sync
 
 	mu     sync.Mutex
+	deaf   bool // a connection of sliding sync without e2ee: it is told nothing
+	learn  bool // whether its answer has e2ee all the same
 	who    *homeserver.Identity
 	poll   *announce.Poll
 	ended  bool
@@ -48,9 +60,20 @@ func (p *Proxy) serveSync(w http.ResponseWriter, r *http.Request) {
 	}
 	query := r.URL.Query()
 	timeout, _ := strconv.ParseInt(query.Get("timeout"), 10, 64)
+	p.serveExchange(w, r, cred, &syncExchange{
+		p: p, shape: plainShape, since: query.Get("since"), waits: timeout > 0 && r.ContentLength == 0,
+		without: func(req *http.Request) *http.Request {
+			again := req.Clone(req.Context())
+			again.URL.RawQuery = withoutWaiting(req.URL.RawQuery)
+			return again
+		},
+	})
+}
+
+func (p *Proxy) serveExchange(w http.ResponseWriter, r *http.Request, cred homeserver.Credentials, x *syncExchange) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	x := &syncExchange{p: p, ctx: ctx, since: query.Get("since"), waits: timeout > 0 && r.ContentLength == 0}
+	x.ctx = ctx
 	defer x.end()
 	defer context.AfterFunc(p.stopping, x.hurry)()
 	who, known := p.cfg.Who.Known(cred)
@@ -73,14 +96,20 @@ func (p *Proxy) serveSync(w http.ResponseWriter, r *http.Request) {
 
 // begin registers the poll once it is known whose it is, and what there is to be told.
 func (x *syncExchange) begin(k *Knowledge, who homeserver.Identity, cred homeserver.Credentials) {
+	device := freshen.Requester{UserID: who.UserID, DeviceID: who.DeviceID}
+	listens, learn := true, false
+	if x.sliding != nil {
+		listens, learn = x.p.sticky.listens(device, x.sliding)
+	}
 	x.mu.Lock()
 	ended := x.ended
 	x.who = &who
+	x.deaf, x.learn = !listens, learn
 	x.mu.Unlock()
-	if ended {
+	if ended || !listens {
 		return
 	}
-	poll := k.Announcer.Begin(freshen.Requester{UserID: who.UserID, DeviceID: who.DeviceID}, cred, x.since, x.hurry)
+	poll := k.Announcer.Begin(device, cred, x.since, x.hurry)
 	x.mu.Lock()
 	ended = x.ended
 	if !ended {
@@ -157,9 +186,7 @@ func (h hurrier) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}
 	cancel(errHurried)
-	again := req.Clone(req.Context())
-	again.URL.RawQuery = withoutWaiting(req.URL.RawQuery)
-	return h.base.RoundTrip(again)
+	return h.base.RoundTrip(x.without(req))
 }
 
 type cancelOnClose struct {
@@ -192,14 +219,14 @@ func (x *syncExchange) edit(resp *http.Response) error {
 		return nil
 	}
 	x.mu.Lock()
-	poll, who := x.poll, x.who
+	poll, who, deaf, learn := x.poll, x.who, x.deaf, x.learn
 	x.mu.Unlock()
 	var entries []announce.Entry
 	if poll != nil {
 		entries = poll.Owed()
 	}
-	watch := k.mayBeAnnounced(who)
-	if len(entries) == 0 && !watch {
+	watch := (!deaf || learn) && k.mayBeAnnounced(who)
+	if len(entries) == 0 && !watch && !learn {
 		return nil
 	}
 	if !decode(resp) {
@@ -208,14 +235,14 @@ func (x *syncExchange) edit(resp *http.Response) error {
 		}
 		return nil
 	}
-	edit := splice.Edit{Path: changedPath, Token: "next_batch"}
+	edit := splice.Edit{Path: x.shape.path, Token: x.shape.token}
 	for _, e := range entries {
 		edit.Add = append(edit.Add, string(e.Target))
 	}
 	if watch {
 		edit.Watch = func(entry []byte) bool { return k.Lists.Has(id.UserID(entry)) }
 	}
-	resp.Body = &syncBody{spliced: splice.NewReader(resp.Body, edit), source: resp.Body, x: x, lists: k.Lists, poll: poll, entries: entries}
+	resp.Body = &syncBody{spliced: splice.NewReader(resp.Body, edit), source: resp.Body, x: x, lists: k.Lists, poll: poll, entries: entries, learn: learn}
 	changedLength(resp, -1)
 	return nil
 }
@@ -253,6 +280,7 @@ type syncBody struct {
 	lists   *kept.Lists
 	poll    *announce.Poll
 	entries []announce.Entry
+	learn   bool
 	whole   bool
 }
 
@@ -275,6 +303,9 @@ func (b *syncBody) Close() error {
 			seen[i] = id.UserID(user)
 		}
 		b.lists.Announced(seen)
+	}
+	if b.learn && result.Depth >= e2eeDepth {
+		b.x.p.sticky.learnt()
 	}
 	if b.whole && b.poll != nil {
 		token := ""

@@ -193,6 +193,7 @@ func (s *scanner) beginValue(c byte, i int) int {
 		}
 	case onPath:
 		s.frames[len(s.frames)-1].found = true
+		s.result.Depth = max(s.result.Depth, len(s.frames))
 		last := len(s.frames) == len(s.edit.Path)
 		switch {
 		case last && c == '[':

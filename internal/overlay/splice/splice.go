@@ -55,6 +55,8 @@ type Result struct {
 	// false where there is none, and where it is no valid string or longer than 4 KiB.
 	Token    string
 	HasToken bool
+	// Depth is how many names of the path the source's own object had, one inside the other, at the most.
+	Depth int
 	// Seen holds the entries that the source's own array held and [Edit.Watch] picked, as often as they stood there, at
 	// most [MaxSeen]; SeenMore says that there were more.
 	Seen     []string

@@ -154,7 +154,7 @@ func TestToken(t *testing.T) {
 		`{"next\u005fbatch":"a\"\u00e9"}`:                                {Complete: true, Token: `a"é`, HasToken: true},
 		`{"next_batch":"a","next_batch":"b"}`:                            {Complete: true, Token: "b", HasToken: true},
 		`{"next_batch":"a","next_batch":7}`:                              {Complete: true},
-		`{"rooms":{"next_batch":"a"},"device_lists":{"next_batch":"b"}}`: {Complete: true},
+		`{"rooms":{"next_batch":"a"},"device_lists":{"next_batch":"b"}}`: {Complete: true, Depth: 1},
 		`{"next_batch":"` + long + `"}`:                                  {Complete: true, Token: long, HasToken: true},
 		`{"next_batch":"` + long + `x"}`:                                 {Complete: true},
 		`{"next_batch":"\x"}`:                                            {Complete: true},

@@ -102,6 +102,7 @@ func (t *tap) object(level int) error {
 }
 
 func (t *tap) onPath(level int) error {
+	t.result.Depth = max(t.result.Depth, level+1)
 	last := level+1 == len(t.edit.Path)
 	switch k := t.dec.PeekKind(); {
 	case last && k == '[':
