@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -281,7 +282,7 @@ func TestCancel(t *testing.T) {
 // What is not read to its end must not be what the next request reads.
 func TestABodyThatIsGivenUp(t *testing.T) {
 	s := serve(t, func(conn net.Conn, _ *http.Request, n int64) bool {
-		return text(conn, fmt.Sprintf("HTTP/1.1 200 OK\nContent-Length: 100000\n\n%s", strings.Repeat(fmt.Sprint(n), 100_000)))
+		return text(conn, fmt.Sprintf("HTTP/1.1 200 OK\nContent-Length: 100000\n\n%s", strings.Repeat(strconv.FormatInt(n, 10), 100_000)))
 	})
 	tr := transport(t, s)
 	for want := range 3 {
@@ -290,7 +291,7 @@ func TestABodyThatIsGivenUp(t *testing.T) {
 			t.Fatal(err)
 		}
 		var first [1]byte
-		if _, err := io.ReadFull(resp.Body, first[:]); err != nil || string(first[:]) != fmt.Sprint(want+1) {
+		if _, err := io.ReadFull(resp.Body, first[:]); err != nil || string(first[:]) != strconv.Itoa(want+1) {
 			t.Errorf("answer %d begins with %q (%v)", want+1, first, err)
 		}
 		_ = resp.Body.Close()
