@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"embed"
 	"errors"
 	"fmt"
@@ -35,12 +36,7 @@ func (s *Store) openSQLite(ctx context.Context, path string) (err error) {
 	}
 	s.intact = func() error { return opened.stillThere(path) }
 	s.explain = func(err error) error { return explain(path, err) }
-	if s.write, err = sql.Open("sqlite", dataSource(path, url.Values{
-		"_pragma": {"busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(ON)"},
-	})); err != nil {
-		return fmt.Errorf("database: %s: %w", path, err)
-	}
-	s.write.SetMaxOpenConns(1)
+	s.write = opened.pool(path, 1, "busy_timeout(5000)", "journal_mode(WAL)", "synchronous(FULL)", "foreign_keys(ON)")
 	if err := checkOwner(ctx, s.write, path); err != nil {
 		return err
 	}
@@ -50,15 +46,43 @@ func (s *Store) openSQLite(ctx context.Context, path string) (err error) {
 	if err := migrate(ctx, s.write, path); err != nil {
 		return err
 	}
-	if s.read, err = sql.Open("sqlite", dataSource(path, url.Values{
-		"_pragma": {"busy_timeout(5000)", "journal_mode(WAL)", "foreign_keys(ON)", "query_only(ON)"},
-	})); err != nil {
-		return fmt.Errorf("database: %s: %w", path, err)
-	}
-	s.read.SetMaxOpenConns(4)
-	s.read.SetMaxIdleConns(4)
+	s.read = opened.pool(path, readConns, "busy_timeout(5000)", "journal_mode(WAL)", "foreign_keys(ON)", "query_only(ON)")
 	return nil
 }
+
+// readConns is how many may read an SQLite file at once.
+const readConns = 4
+
+// pool has connections to the file that was opened and to no other. Left to itself, SQLite would make a new file where
+// the database was moved away, and remove what stands in the old one's -wal file, since that belongs to no empty file.
+func (o openedFile) pool(path string, conns int, pragmas ...string) *sql.DB {
+	db := sql.OpenDB(connector{path: path, opened: o, name: dataSource(path, url.Values{"mode": {"rw"}, "_pragma": pragmas})})
+	db.SetMaxOpenConns(conns)
+	db.SetMaxIdleConns(conns)
+	return db
+}
+
+// connector is a [driver.Connector] that opens no other file than the one that was there at first.
+type connector struct {
+	path, name string
+	opened     openedFile
+}
+
+func (c connector) Connect(context.Context) (driver.Conn, error) {
+	if err := c.opened.same(c.path); err != nil {
+		return nil, err
+	}
+	return c.Driver().Open(c.name)
+}
+
+func (connector) Driver() driver.Driver { return sqliteDriver }
+
+// sqliteDriver is the one that is registered: one made here would miss what its package gives that one.
+var sqliteDriver = func() driver.Driver {
+	db, _ := sql.Open("sqlite", "") // opens nothing yet
+	defer db.Close()
+	return db.Driver()
+}()
 
 func dataSource(path string, params url.Values) string {
 	return "file:" + (&url.URL{Path: path}).EscapedPath() + "?" + params.Encode()

@@ -43,20 +43,32 @@ func probeFile(path string) (o openedFile, err error) {
 	return o, nil
 }
 
-// stillThere says whether the file at path is the one that was opened. SQLite writes on into files that were removed, and
-// what it has written there is gone with the process.
+// stillThere says whether the file at path is the one that was opened, with all that belongs to it. SQLite writes on into
+// files that were removed, and what it has written there is gone with the process.
 func (o openedFile) stillThere(path string) error {
-	now, err := os.Stat(path)
-	if err == nil && !os.SameFile(now, o.info) {
-		return fmt.Errorf("%s was replaced while freshen was using it: restart freshen to have it use the file that is there now, or put the first one back", path)
+	if err := o.same(path); err != nil {
+		return err
 	}
-	if err == nil {
-		_, err = os.Stat(o.wal)
-	}
-	if err != nil {
-		return fmt.Errorf("%s was removed while freshen was using it: put it back, or restart freshen: %w", path, err)
+	if _, err := os.Stat(o.wal); err != nil {
+		return removed(path, err)
 	}
 	return nil
+}
+
+// same says whether the file at path is the one that was opened.
+func (o openedFile) same(path string) error {
+	now, err := os.Stat(path)
+	if err != nil {
+		return removed(path, err)
+	}
+	if !os.SameFile(now, o.info) {
+		return fmt.Errorf("%s was replaced while freshen was using it: restart freshen to have it use the file that is there now, or put the first one back", path)
+	}
+	return nil
+}
+
+func removed(path string, err error) error {
+	return fmt.Errorf("%s was removed while freshen was using it: put it back, or restart freshen: %w", path, err)
 }
 
 // explain says more about an error of SQLite's, and whether it may pass by itself; of any other it only says that it is

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -40,6 +41,46 @@ func says(t *testing.T, err error, mayPass bool, want ...string) {
 	}
 	if _, ok := errors.AsType[*store.UnreachableError](err); ok != mayPass {
 		t.Errorf("%q: that it may pass by itself is %v, want %v", err, ok, mayPass)
+	}
+}
+
+// An administrator moves the database away and back while freshen runs: a new, empty one in its place would take with it
+// what the old one's -wal file holds.
+func TestAFileThatIsMovedAwayIsNotMadeAgain(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "freshen.db")
+	s := open(t, path)
+	owe(t, s, "@b:b.org", "@a:a.org", start, time.Minute)
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for _, use := range everything(s) {
+		for range 5 {
+			wg.Go(func() { _ = use(t.Context()) }) // reads may succeed, by connections that are open
+		}
+	}
+	wg.Wait()
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Fatalf("there is a file in the database's place (%v)", err)
+	}
+	says(t, s.Ready(t.Context()), false, path, "was removed", "put it back")
+	if err := os.Rename(path+".away", path); err != nil {
+		t.Fatal(err)
+	}
+	for name, use := range everything(s) {
+		for range 10 { // on each connection
+			if err := use(t.Context()); err != nil {
+				t.Errorf("%s, after the database was put back: %v", name, err)
+			}
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again := open(t, path)
+	defer again.Close()
+	if n, err := again.Debts(t.Context()); err != nil || n != 1 {
+		t.Errorf("%d debts are left (%v), want the one that was promised", n, err)
 	}
 }
 
