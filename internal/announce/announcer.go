@@ -172,7 +172,7 @@ func (a *Announcer) deviceLocked(who freshen.Requester) *device {
 	return d
 }
 
-// load has the device read from the database. If too many wait for that, it is tried at its next poll.
+// load has the device read from the database. If too many wait for that, it is tried when there is next an occasion.
 func (a *Announcer) load(d *device) {
 	a.underway.Add(1)
 	select {
@@ -196,12 +196,17 @@ func (a *Announcer) reconsider(concerns func(id.UserID) bool, answered question)
 }
 
 // consider wakes a poll of the device's if there is something to hurry for, and asks about what it cannot tell, but
-// not at once again what has just been asked in vain.
+// not at once again what has just been asked in vain. A device that could not be read from the database is read again:
+// if something was announced, the database is back.
 func (a *Announcer) consider(d *device, answered question) {
 	d.mu.Lock()
 	newest := d.newest()
-	if !d.loaded || newest == nil {
+	if again := d.failed && newest != nil; again || !d.loaded || newest == nil {
+		d.failed = d.failed && !again
 		d.mu.Unlock()
+		if again {
+			a.load(d)
+		}
 		return
 	}
 	entries, unknown := d.owed(a.stream, a.rooms.KnownSince)

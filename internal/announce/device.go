@@ -25,7 +25,7 @@ type device struct {
 
 	mu     sync.Mutex
 	loaded bool
-	failed bool // loading has failed; the next poll tries again
+	failed bool // loading has failed; the next poll or announcement has it tried again
 	// floor: everything up to this position is acknowledged or does not concern the user.
 	floor int64
 	// above: what is acknowledged of single targets beyond the floor.

@@ -33,8 +33,6 @@ func (a *Announcer) Begin(who freshen.Requester, cred homeserver.Credentials, si
 	p.number = d.begun
 	d.polls[p] = struct{}{}
 	d.usedAt = a.now()
-	again := d.failed
-	d.failed = false
 	if p.first {
 		// The answer carries nothing and may end in the same token as one that was lost with what it carried.
 		d.responses = nil
@@ -43,9 +41,6 @@ func (a *Announcer) Begin(who freshen.Requester, cred homeserver.Credentials, si
 		d.syncedWith(since)
 	}
 	d.mu.Unlock()
-	if again {
-		a.load(d)
-	}
 	a.consider(d, question{})
 	return p
 }

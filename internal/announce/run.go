@@ -92,6 +92,7 @@ func (a *Announcer) ask(ctx context.Context, q question) (concerned map[id.UserI
 }
 
 func (a *Announcer) loadLoop(ctx context.Context) {
+	failing := false
 	for {
 		var d *device
 		select {
@@ -99,12 +100,16 @@ func (a *Announcer) loadLoop(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		a.loadOne(ctx, d)
+		err := a.loadOne(ctx, d)
+		if err != nil && !failing && ctx.Err() == nil {
+			a.log.Error("cannot read what a device has acknowledged; announcements to it wait until the database is back", "user", d.who.UserID, "err", err)
+		}
+		failing = err != nil
 		a.underway.Done()
 	}
 }
 
-func (a *Announcer) loadOne(ctx context.Context, d *device) {
+func (a *Announcer) loadOne(ctx context.Context, d *device) error {
 	position, err := a.store.DevicePosition(ctx, d.who.UserID, d.who.DeviceID)
 	d.mu.Lock()
 	if err != nil {
@@ -115,11 +120,8 @@ func (a *Announcer) loadOne(ctx context.Context, d *device) {
 	d.mu.Unlock()
 	if err == nil {
 		a.consider(d, question{})
-		return
 	}
-	if ctx.Err() == nil {
-		a.log.Error("cannot read what a device has acknowledged; announcements to it wait for its next poll", "user", d.who.UserID, "err", err)
-	}
+	return err
 }
 
 func (a *Announcer) flushLoop(ctx context.Context) {

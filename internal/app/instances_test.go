@@ -59,31 +59,3 @@ func TestTwoInstances(t *testing.T) {
 	w.refreshed(carolToken, r.has("erin", "D")) // the server answers again, so all that is owed for it is due
 	wantChanged(t, other.woken(call, replies, `{"next_batch":"s4"}`), dave)
 }
-
-// Postgres goes away, before freshen starts or while it runs: only refreshes notice.
-func TestPostgresAway(t *testing.T) {
-	p := storetest.StartPostgres(t, storetest.Options{})
-	w := newWorld(t, onPostgres(p.URL(storetest.Superuser)))
-	r := w.remote()
-	bob := r.has("bob", "D")
-	if err := p.Stop(); err != nil {
-		t.Fatal(err)
-	}
-	w.start()
-	for range 2 { // at the start, and while it runs
-		w.ready(http.StatusServiceUnavailable)
-		w.passes()
-		w.refused(r)
-		call, replies := w.waiting(aliceToken, "s1")
-		if err := p.Start(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		w.becomes(http.StatusOK)
-		w.refreshed(aliceToken, bob)
-		wantChanged(t, w.woken(call, replies, `{"next_batch":"s2"}`), bob)
-		wantChanged(t, w.exchange(aliceToken, "since=s2&timeout=0", `{"next_batch":"s3"}`)) // acknowledged
-		if err := p.Crash(); err != nil {
-			t.Fatal(err)
-		}
-	}
-}

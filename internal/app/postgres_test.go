@@ -50,7 +50,7 @@ func TestPostgresGoesAwayAndComesBack(t *testing.T) {
 
 	carl := r.has("carl", "D")
 	r.down()
-	if got := w.refresh(aliceToken, carl); got.status != http.StatusBadGateway {
+	if got := w.refresh(carolToken, carl); got.status != http.StatusBadGateway {
 		t.Fatalf("%d %s", got.status, got.body)
 	}
 	if err := server.Crash(); err != nil {
@@ -59,7 +59,9 @@ func TestPostgresGoesAwayAndComesBack(t *testing.T) {
 	w.passes()
 	w.ready(http.StatusServiceUnavailable)
 	w.refusedAtLast(r.user("dora"))
-	call, replies = w.waiting(aliceToken, "s3")
+	// The first poll of a device, of which nothing can be read.
+	call, replies = w.waiting(carolToken, "s3")
+	w.logs("cannot read what a device has acknowledged")
 	r.up()
 	if err := server.Start(t.Context()); err != nil {
 		t.Fatal(err)

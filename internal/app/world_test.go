@@ -407,6 +407,16 @@ func deviceKeys(user id.UserID, device string) string {
 	return fmt.Sprintf(`{"user_id":%q,"device_id":%q,"algorithms":["m.megolm.v1.aes-sha2"],"keys":{"ed25519:%[2]s":"key of %[2]s"},"signatures":{}}`, user, device)
 }
 
+// logs waits until freshen's log says so.
+func (w *world) logs(part string) {
+	w.t.Helper()
+	for end := time.Now().Add(patience); !strings.Contains(w.log.String(), part); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			w.t.Fatalf("the log does not say %q after %v", part, patience)
+		}
+	}
+}
+
 // logBuffer takes the log of a freshen that runs.
 type logBuffer struct {
 	mu   sync.Mutex
