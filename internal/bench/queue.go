@@ -228,7 +228,7 @@ func (l *backlog) verdict(i int, now time.Time) store.Verdict {
 func (r *rival) ask(b *bench, l *backlog) error {
 	return callers(b.ctx, func(ctx context.Context, i int) error {
 		_, err := r.store.AskAgain(ctx, l.targets[i], []id.UserID{"@anna:a.example"}, l.now, func(debt store.Debt) store.Debt {
-			return retry.Policy{}.Asked(debt, l.failures[i], l.now, 0.5)
+			return retry.Policy{}.Begins(debt, l.failures[i], l.now, 0.5)
 		})
 		return err
 	})

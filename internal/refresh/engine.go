@@ -251,7 +251,7 @@ func (e *Engine) answerAgain(ctx context.Context, who freshen.Requester, target 
 // where there was none to wait for.
 func (e *Engine) askAgain(ctx context.Context, target id.UserID, requesters []id.UserID, past *freshen.Failure, now time.Time) (next time.Time, err error) {
 	return e.store.AskAgain(ctx, target, requesters, now, func(debt store.Debt) store.Debt {
-		return e.cfg.Retry.Asked(debt, past, now, e.cfg.Random())
+		return e.cfg.Retry.Begins(debt, past, now, e.cfg.Random())
 	})
 }
 

@@ -32,8 +32,8 @@
 //	not tried (we stop, or     as it was                   stays due
 //	another instance is at it)
 //
-// [Policy.Failure] and [Policy.Asked] are the first two and the fourth, pure; a success is one statement for all debts
-// of a destination and stands in store.Keep, the rest only drops.
+// [Policy.Failure] and [Policy.Begins] are the first two and the fourth, pure; what only counts gen on and what pays is a
+// statement, in store.AskAgain and store.Keep; the rest only drops.
 //
 // A failure while the destination (or the user) is backing off already, as a person's own request may bring about,
 // neither shortens nor lengthens the wait: pressing a button often is no reason to be served less, or more. A user's own

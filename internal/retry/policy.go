@@ -105,15 +105,9 @@ func failUser(debt store.Debt, f *freshen.Failure, now time.Time, random float64
 	return debt
 }
 
-// Asked says how a debt changes when a client is told of a failure for which nothing has been fetched just now: past is
-// that of a moment ago, nil where there is none to wait for. A debt that is owed already keeps its schedule; one that
-// begins (its Gen is 0) waits as the failure wants. It is pure.
-func (p Policy) Asked(debt store.Debt, past *freshen.Failure, now time.Time, random float64) store.Debt {
-	begins := debt.Gen == 0
-	debt.Gen, debt.AskedAt = debt.Gen+1, now
-	if !begins {
-		return debt
-	}
+// Begins says how a debt begins when a client is told of a failure for which nothing has been fetched just now: it waits
+// as past wants, that of a moment ago; nil where there is none to wait for. It is pure.
+func (p Policy) Begins(debt store.Debt, past *freshen.Failure, now time.Time, random float64) store.Debt {
 	debt.DueAt = now
 	if past == nil {
 		return debt

@@ -118,18 +118,14 @@ func TestDebtsEnd(t *testing.T) {
 // Who gets a failure that was somebody else's is promised the same as they: not sooner, which would have a user whom
 // nobody knows asked for at once, nor later.
 func TestAPromiseWithoutAFetch(t *testing.T) {
-	none := store.Debt{Target: "@bob:b.org", Destination: "b.org"}
+	none := store.Debt{Target: "@bob:b.org", Destination: "b.org", Gen: 1, AskedAt: start}
 	for name, c := range map[string]struct {
 		past *freshen.Failure
 		due  time.Time
 	}{"none": {nil, start}, "the destination's": {down, start}, "the user's": {absent, start.Add(time.Hour)}} {
-		debt := policy.Asked(none, c.past, start, 0.5)
+		debt := policy.Begins(none, c.past, start, 0.5)
 		if !debt.DueAt.Equal(c.due) || debt.Gen != 1 || !debt.AskedAt.Equal(start) {
 			t.Errorf("after %s failure a new debt is %+v", name, debt)
-		}
-		again := policy.Asked(debt, c.past, start.Add(time.Minute), 0.5)
-		if !again.DueAt.Equal(c.due) || again.Gen != 2 || !again.AskedAt.Equal(start.Add(time.Minute)) || again.Failures != debt.Failures {
-			t.Errorf("after %s failure, asked for once more it is %+v", name, again)
 		}
 	}
 }

@@ -75,14 +75,11 @@ func (s *Store) RecordFailure(ctx context.Context, f Failed, verdict Verdict) (n
 		if _, err := t.endFetch(ctx, f.Target, f.Token, f.At, f.Failure); err != nil {
 			return err
 		}
-		dest, err := t.destination(ctx, f.Destination)
+		stands, err := t.standing(ctx, f.Destination, f.Target, f.At)
 		if err != nil {
 			return err
 		}
-		debt, found, err := t.debt(ctx, f.Target)
-		if err != nil {
-			return err
-		}
+		debt, found := stands.debt, stands.owed
 		asked := len(f.Requesters) > 0
 		mine := asked || (found && debt.Lease == f.Lease)
 		if !found {
@@ -91,61 +88,68 @@ func (s *Store) RecordFailure(ctx context.Context, f Failed, verdict Verdict) (n
 		if asked {
 			debt.Gen, debt.AskedAt = debt.Gen+1, f.At
 		}
-		dest, debt, owed := verdict(dest, debt)
+		dest, debt, owed := verdict(stands.destination, debt)
 		switch {
 		case !mine: // the claim was lost, or the debt paid meanwhile
 		case !owed:
+			stands.owed = false
 			err = t.dropDebt(ctx, f.Target)
 		default:
 			debt.Lease = ""
 			nextTry = later(dest.RetryAt, debt.DueAt)
+			stands.debt, stands.owed = debt, true
 			err = errors.Join(t.putDebt(ctx, debt), t.putRequesters(ctx, f.Target, f.Requesters, f.At, true))
 		}
 		if err != nil {
 			return err
 		}
-		return t.putDestination(ctx, dest, f.At)
+		return t.putDestination(ctx, dest, stands.row(dest, f.At))
 	})
 	return nextTry, err
 }
 
 // AskAgain records that requesters asked for a target of which nothing was fetched just now, mostly because it failed a
-// moment ago: they too will hear of the success. asked says how the debt, whose Gen is 0 if there was none, changes by
-// that; it is pure and may run more than once.
-func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.UserID, at time.Time, asked func(Debt) Debt) (nextTry time.Time, err error) {
+// moment ago: they too will hear of the success. What is owed already keeps its schedule; begins says how a debt begins
+// that there was not, is pure, and may run more than once.
+func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.UserID, at time.Time, begins func(Debt) Debt) (nextTry time.Time, err error) {
 	err = s.update(ctx, func(ctx context.Context, t *tx) error {
-		name := freshen.Destination(target)
-		dest, err := t.destination(ctx, name)
-		if err != nil {
-			return err
-		}
-		debt, found, err := t.debt(ctx, target)
-		if err != nil {
-			return err
-		}
-		if !found {
-			debt = Debt{Target: target, Destination: name, DueAt: at}
-		}
-		before := debt
-		debt = asked(debt)
-		nextTry = later(dest.RetryAt, debt.DueAt)
-		if debt.Lease != "" { // it is being tried, or the claim has ended: DueAt is the lease's end
-			nextTry = later(dest.RetryAt, at)
-		}
 		if err := t.putRequesters(ctx, target, requesters, at, true); err != nil {
 			return err
 		}
-		before.Gen, before.AskedAt = debt.Gen, debt.AskedAt
-		if found && debt == before { // nothing is due at another time
-			_, err := t.exec(ctx, `UPDATE debts SET gen = $1, asked_at = $2 WHERE user_id = $3`, debt.Gen, millis(debt.AskedAt), target)
+		var owed bool
+		if nextTry, owed, err = t.askAgain(ctx, target, at); owed || err != nil {
 			return err
 		}
-		if err := t.putDebt(ctx, debt); err != nil {
+		name := freshen.Destination(target)
+		stands, err := t.standing(ctx, name, target, at)
+		if err != nil {
 			return err
 		}
-		return t.putDestination(ctx, dest, at)
+		stands.debt, stands.owed = begins(Debt{Target: target, Destination: name, Gen: 1, AskedAt: at, DueAt: at}), true
+		nextTry = later(stands.destination.RetryAt, stands.debt.DueAt)
+		if err := t.putDebt(ctx, stands.debt); err != nil {
+			return err
+		}
+		return t.putDestination(ctx, stands.destination, stands.row(stands.destination, at))
 	})
 	return nextTry, err
+}
+
+const askDebt = `UPDATE debts SET gen = gen + 1, asked_at = $1 WHERE user_id = $2
+	RETURNING due_at, lease, coalesce((SELECT retry_at FROM destinations WHERE name = debts.destination), 0)`
+
+// askAgain records that what is owed already was asked for again, and says when it is tried.
+func (t *tx) askAgain(ctx context.Context, target id.UserID, at time.Time) (nextTry time.Time, owed bool, err error) {
+	var due, retry int64
+	var lease string
+	err = t.QueryRowContext(ctx, askDebt, millis(at), target).Scan(&due, &lease, &retry)
+	if errors.Is(err, sql.ErrNoRows) {
+		return time.Time{}, false, nil
+	}
+	if lease != "" { // it is being tried, or the claim has ended: due_at is the lease's end
+		due = millis(at)
+	}
+	return fromMillis(max(due, retry)), true, err
 }
 
 // Debts counts what is owed in all.
@@ -333,21 +337,11 @@ func (t *tx) dropDebt(ctx context.Context, target id.UserID) error {
 
 const debtColumns = `user_id, destination, gen, asked_at, failures, due_at, lease, reason, sentence`
 
-const selectDebt = `SELECT ` + debtColumns + ` FROM debts WHERE user_id = $1`
-
 func scanDebt(rows *sql.Rows) (d Debt, err error) {
 	var asked, due int64
 	err = rows.Scan(&d.Target, &d.Destination, &d.Gen, &asked, &d.Failures, &due, &d.Lease, &d.Reason, &d.Sentence)
 	d.AskedAt, d.DueAt = fromMillis(asked), fromMillis(due)
 	return d, err
-}
-
-func (t *tx) debt(ctx context.Context, target id.UserID) (Debt, bool, error) {
-	debts, err := queryAll(ctx, t, scanDebt, selectDebt+t.dialect.lock, target)
-	if err != nil || len(debts) == 0 {
-		return Debt{}, false, err
-	}
-	return debts[0], true, nil
 }
 
 func (t *tx) putDebt(ctx context.Context, d Debt) error {
@@ -369,10 +363,6 @@ func scanDestination(name string, row *sql.Row) (Destination, error) {
 	}
 	d.FailingSince, d.RetryAt = fromMillis(since), fromMillis(retry)
 	return d, err
-}
-
-func (t *tx) destination(ctx context.Context, name string) (Destination, error) {
-	return scanDestination(name, t.QueryRowContext(ctx, selectDestination+t.dialect.lock, name))
 }
 
 func later(a, b time.Time) time.Time {

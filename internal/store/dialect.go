@@ -18,12 +18,15 @@ type dialect struct {
 	// lock and skip are put after a SELECT whose rows are to stay as they are until the transaction ends: lock waits for
 	// a row that somebody else has, skip leaves it out.
 	lock, skip string
+	// standing is selectStanding with that lock.
+	standing string
 	// batchWithin bounds one batch; 0 where nothing does.
 	batchWithin time.Duration
 }
 
 var sqliteDialect = dialect{
-	begin: `BEGIN IMMEDIATE`,
+	begin:    `BEGIN IMMEDIATE`,
+	standing: selectStanding(""),
 }
 
 const commit = `COMMIT`

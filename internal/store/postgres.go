@@ -41,8 +41,9 @@ var postgresDialect = dialect{
 	shared: true,
 	begin:  fmt.Sprintf(`BEGIN; SELECT pg_advisory_xact_lock(%d)`, batchLock),
 	notify: `NOTIFY freshen; `,
-	lock:   ` FOR UPDATE`,
 	skip:   ` FOR UPDATE SKIP LOCKED`,
+
+	standing: selectStanding(` FOR UPDATE`),
 
 	batchWithin: 10 * time.Second, // longer than lock_timeout below
 }
@@ -51,7 +52,7 @@ var postgresDialect = dialect{
 // transaction holds the others up only until Postgres ends its session; nobody was told anything of it.
 var sessionSettings = map[string]string{
 	"application_name":                    "freshen",
-	"idle_in_transaction_session_timeout": "5000",
+	"idle_in_transaction_session_timeout": "3000",  // shorter than answersWithin, so that who waits for it gets an answer
 	"lock_timeout":                        "8000",  // longer than another instance can be idle
 	"statement_timeout":                   "30000", // of one whose client is gone
 	"synchronous_commit":                  "on",

@@ -92,11 +92,8 @@ func owe(t *testing.T, s *store.Store, target, requester id.UserID, at time.Time
 	return next
 }
 
-// again is how a debt that is owed already is asked for again.
-func again(debt store.Debt) store.Debt {
-	debt.Gen++
-	return debt
-}
+// begins is how a debt begins that waits for nothing.
+func begins(debt store.Debt) store.Debt { return debt }
 
 func claim(t *testing.T, s *store.Store, at time.Time, limit int) []id.UserID {
 	t.Helper()
@@ -205,7 +202,7 @@ func testADebtAskedForDuringAFetchIsNotSwallowed(t *testing.T, cfg store.Config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.AskAgain(t.Context(), "@bob:b.org", []id.UserID{"@carol:a.org"}, start, again); err != nil {
+	if _, err := s.AskAgain(t.Context(), "@bob:b.org", []id.UserID{"@carol:a.org"}, start, begins); err != nil {
 		t.Fatal(err)
 	}
 	kept, err := s.Keep(t.Context(), store.Fetched{List: list(t, "@bob:b.org", "key"), At: start, PaidGen: begun.Gen, Token: "fetch"})
