@@ -3,6 +3,10 @@ package store
 import (
 	"context"
 	"database/sql"
+
+	"maunium.net/go/mautrix/id"
+
+	"freshen"
 )
 
 // Hot are the queries that run for each retry and each refresh.
@@ -39,5 +43,17 @@ func (s *Store) Analyze(ctx context.Context) error {
 	return s.update(ctx, func(ctx context.Context, t *tx) error {
 		_, err := t.exec(ctx, `ANALYZE`)
 		return err
+	})
+}
+
+// HangInBegin begins a fetch and hangs while the target is locked, until resume is closed.
+func (s *Store) HangInBegin(ctx context.Context, target id.UserID, inside chan<- struct{}, resume <-chan struct{}) error {
+	return s.apart(ctx, func(ctx context.Context, t *tx) error {
+		if _, err := t.lastFetch(ctx, target, freshen.Destination(target)); err != nil {
+			return err
+		}
+		close(inside)
+		<-resume
+		return nil
 	})
 }

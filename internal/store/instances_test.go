@@ -330,6 +330,23 @@ func TestAnInstanceThatHangsInAChange(t *testing.T) {
 	announce(t, hanging, "@dave:d.org") // it goes on by itself
 }
 
+// One that hangs while it begins a fetch keeps the others from that target for less time than they wait for an answer:
+// nobody is told that the database is away.
+func TestAnInstanceThatHangsInABegin(t *testing.T) {
+	t.Parallel()
+	cfg := shared(t)
+	hanging, healthy := instance(t, cfg), instance(t, cfg)
+	inside, resume := make(chan struct{}), make(chan struct{})
+	result := make(chan error)
+	go func() { result <- hanging.HangInBegin(t.Context(), "@bob:b.org", inside, resume) }()
+	<-inside
+	begin(t, healthy, store.Fetch{Target: "@bob:b.org", Token: "t", Now: start, Lease: time.Minute, Claimed: true})
+	close(resume)
+	if err := <-result; err == nil {
+		t.Error("the transaction of an instance that hung was taken for done")
+	}
+}
+
 // A lock that nobody gives back, such as one of a person in psql, ends in an error and not in a hang.
 func TestALockThatIsNotGivenBack(t *testing.T) {
 	t.Parallel()
