@@ -11,11 +11,6 @@ import (
 	"freshen"
 )
 
-const (
-	// perDestination is how many debts of one destination may be claimed at once; one while it is backing off.
-	perDestination = 4
-)
-
 // Destination is how a remote server has fared. The zero value but for the name is one that last answered.
 type Destination struct {
 	Name string
@@ -168,86 +163,6 @@ func (s *Store) Backoff(ctx context.Context, name string) (Destination, error) {
 	return d, s.named(err)
 }
 
-// Places says for how many fetches there is room. A destination that is backing off is likely to hang until the fetch
-// times out, so its probes have places of their own, and those who are fine never wait for them.
-type Places struct{ Fine, Failing int }
-
-// Claim takes debts that are due, at most as many as there are places, so that nobody else tries them before now+lease:
-// of each destination as many as its rate allows, half of the burst left to people, at most four at once, and one while
-// it is backing off. A claim ends with RecordFailure, Keep, Postpone, DropDebt or by time.
-func (s *Store) Claim(ctx context.Context, now time.Time, lease time.Duration, token string, free Places) (claimed []Debt, err error) {
-	err = s.apart(ctx, func(ctx context.Context, t *tx) error {
-		claimed = nil
-		for _, kind := range []struct {
-			query  string
-			places int
-		}{{dueFine, free.Fine}, {dueFailing, free.Failing}} {
-			names, err := queryAll(ctx, t, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
-				kind.query+t.dialect.skip, millis(now), kind.places)
-			if err != nil {
-				return err
-			}
-			left := kind.places
-			for _, name := range names {
-				if left == 0 {
-					break
-				}
-				debts, err := s.claimOf(ctx, t, name, now, now.Add(lease), token, left)
-				if err != nil {
-					return err
-				}
-				left -= len(debts)
-				claimed = append(claimed, debts...)
-			}
-		}
-		return nil
-	})
-	return claimed, err
-}
-
-const (
-	dueFine    = `SELECT name FROM destinations WHERE due_at <= $1 AND failures = 0 ORDER BY due_at LIMIT $2`
-	dueFailing = `SELECT name FROM destinations WHERE due_at <= $1 AND failures > 0 ORDER BY due_at LIMIT $2`
-	dueDebts   = `SELECT ` + debtColumns + ` FROM debts WHERE destination = $1 AND due_at <= $2 ORDER BY due_at LIMIT $3`
-)
-
-func (s *Store) claimOf(ctx context.Context, t *tx, name string, now, until time.Time, token string, limit int) (claimed []Debt, err error) {
-	row, err := t.row(ctx, name, now)
-	if err != nil {
-		return nil, err
-	}
-	debts, err := queryAll(ctx, t, scanDebt,
-		dueDebts+t.dialect.skip,
-		name, millis(now), max(0, min(limit, row.allowed()-row.running)))
-	if err != nil {
-		return nil, err
-	}
-	var wait time.Duration
-	for _, debt := range debts {
-		if wait, err = s.takeSpare(ctx, t, name, now); err != nil {
-			return nil, err
-		}
-		if wait > 0 {
-			break
-		}
-		debt.Lease, debt.DueAt, debt.Probe = token, until, row.failures > 0
-		if _, err := t.exec(ctx, `UPDATE debts SET lease = $1, due_at = $2 WHERE user_id = $3`, token, millis(until), debt.Target); err != nil {
-			return nil, err
-		}
-		claimed = append(claimed, debt)
-	}
-	if row.running == 0 && len(claimed) == row.allowed() {
-		row.running, row.ends = len(claimed), millis(until) // which is all that matters until then
-		return claimed, t.setDue(ctx, name, row)
-	}
-	if err := t.schedule(ctx, name, now); err != nil || wait == 0 {
-		return claimed, err
-	}
-	_, err = t.exec(ctx, `UPDATE destinations SET due_at = $1 WHERE due_at < $1 AND name = $2`,
-		millis(now.Add(wait+time.Millisecond-1)), name) // not a moment before, or the worker would come for nothing
-	return claimed, err
-}
-
 // Postpone gives a claimed debt back, to be claimed again at until, without counting a failure.
 func (s *Store) Postpone(ctx context.Context, debt Debt, now, until time.Time) error {
 	return s.update(ctx, func(ctx context.Context, t *tx) error {
@@ -337,9 +252,10 @@ func (t *tx) dropDebt(ctx context.Context, target id.UserID) error {
 
 const debtColumns = `user_id, destination, gen, asked_at, failures, due_at, lease, reason, sentence`
 
-func scanDebt(rows *sql.Rows) (d Debt, err error) {
+// scanDebt reads debtColumns, and what stands behind them into more.
+func scanDebt(rows *sql.Rows, more ...any) (d Debt, err error) {
 	var asked, due int64
-	err = rows.Scan(&d.Target, &d.Destination, &d.Gen, &asked, &d.Failures, &due, &d.Lease, &d.Reason, &d.Sentence)
+	err = rows.Scan(append([]any{&d.Target, &d.Destination, &d.Gen, &asked, &d.Failures, &due, &d.Lease, &d.Reason, &d.Sentence}, more...)...)
 	d.AskedAt, d.DueAt = fromMillis(asked), fromMillis(due)
 	return d, err
 }

@@ -15,11 +15,13 @@ type dialect struct {
 	begin string
 	// notify tells the other instances, when the batch is committed, that it has announced or kept something.
 	notify string
-	// lock and skip are put after a SELECT whose rows are to stay as they are until the transaction ends: lock waits for
-	// a row that somebody else has, skip leaves it out.
-	lock, skip string
-	// standing is selectStanding with that lock.
+	// skip is put after a SELECT whose rows are to stay as they are until the transaction ends. It leaves out a row that
+	// somebody else has.
+	skip string
+	// standing is selectStanding, with locks that wait.
 	standing string
+	// claimDebts and claimDestinations are the functions of these names, with how a JSON array is read.
+	claimDebts, claimDestinations string
 	// batchWithin bounds one batch; 0 where nothing does.
 	batchWithin time.Duration
 }
@@ -27,7 +29,12 @@ type dialect struct {
 var sqliteDialect = dialect{
 	begin:    `BEGIN IMMEDIATE`,
 	standing: selectStanding(""),
+
+	claimDebts:        claimDebts(oneOfSQLite),
+	claimDestinations: claimDestinations(oneOfSQLite),
 }
+
+func oneOfSQLite(placeholder string) string { return `IN (SELECT value FROM json_each(` + placeholder + `))` }
 
 const commit = `COMMIT`
 

@@ -9,21 +9,28 @@ import (
 	"freshen"
 )
 
-// Hot are the queries that run for each retry and each refresh.
-var Hot = map[string]struct {
+// Query is one with its arguments.
+type Query struct {
 	SQL  string
 	Args []any
-}{
-	"due destinations that are fine": {dueFine, []any{int64(1_700_000_000_000), 64}},
-	"due destinations that fail":     {dueFailing, []any{int64(1_700_000_000_000), 64}},
-	"due debts of a destination":     {dueDebts, []any{"s1.org", int64(1_700_000_000_000), 4}},
-	"how a destination stands":       {selectRow, []any{"s1.org", int64(1_700_000_000_000)}},
-	"when something is due":          {nextDue, nil},
-	"a debt and its destination":     {selectStanding(""), []any{"s1.org", "@u1:s1.org", int64(1_700_000_000_000)}},
-	"a debt that is asked for again": {askDebt, []any{int64(1_700_000_000_000), "@u1:s1.org"}},
-	"a destination":                  {selectDestination, []any{"s1.org"}},
-	"the audience of a list":         {selectAudience, []any{"@u1:s1.org", true, maxAudience}},
-	"a kept list":                    {selectKept, []any{"@u1:s1.org"}},
+}
+
+// Hot are the queries that run for each retry and each refresh.
+func (s *Store) Hot() map[string]Query {
+	return map[string]Query{
+		"due destinations that are fine": {dueFine, []any{int64(1_700_000_000_000), 64}},
+		"due destinations that fail":     {dueFailing, []any{int64(1_700_000_000_000), 64}},
+		"due debts of a destination":     {dueDebts, []any{"s1.org", int64(1_700_000_000_000), 4}},
+		"what was claimed":               {s.dialect.claimDebts, []any{"t", int64(1_700_000_000_000), `["@u1:s1.org"]`}},
+		"whose debts were claimed":       {s.dialect.claimDestinations, []any{int64(1_700_000_000_000), `["s1.org"]`}},
+		"how a destination stands":       {selectRow, []any{"s1.org", int64(1_700_000_000_000)}},
+		"when something is due":          {nextDue, nil},
+		"a debt and its destination":     {s.dialect.standing, []any{"s1.org", "@u1:s1.org", int64(1_700_000_000_000)}},
+		"a debt that is asked for again": {askDebt, []any{int64(1_700_000_000_000), "@u1:s1.org"}},
+		"a destination":                  {selectDestination, []any{"s1.org"}},
+		"the audience of a list":         {selectAudience, []any{"@u1:s1.org", true, maxAudience}},
+		"a kept list":                    {selectKept, []any{"@u1:s1.org"}},
+	}
 }
 
 // Explain is how the database would run a query.

@@ -24,7 +24,7 @@ func TestWhatIsDoneForEachRetryReadsNoWholeTable(t *testing.T) {
 func testWhatIsDoneForEachRetryReadsNoWholeTable(t *testing.T, cfg store.Config) {
 	s := instance(t, cfg)
 	fill(t, s)
-	for name, query := range store.Hot {
+	for name, query := range s.Hot() {
 		plan, err := s.Explain(context.Background(), query.SQL, query.Args...)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)

@@ -45,7 +45,14 @@ var postgresDialect = dialect{
 
 	standing: selectStanding(` FOR UPDATE`),
 
+	claimDebts:        claimDebts(oneOfPostgres),
+	claimDestinations: claimDestinations(oneOfPostgres),
+
 	batchWithin: 10 * time.Second, // longer than lock_timeout below
+}
+
+func oneOfPostgres(placeholder string) string {
+	return `= ANY(ARRAY(SELECT jsonb_array_elements_text(` + placeholder + `::jsonb)))`
 }
 
 // sessionSettings hold for every connection, unless the URL says otherwise. An instance that hangs or is cut off in a

@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"encoding/json"
 	"errors"
+	"maps"
+	"slices"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -153,18 +155,45 @@ func (t *tx) endFetch(ctx context.Context, target id.UserID, token string, at ti
 	return fromMillis(ms), err
 }
 
-// takeSpare takes a place for a retry in the destination's rate, over all instances. If there is none, wait is how long
-// until there is.
-func (s *Store) takeSpare(ctx context.Context, t *tx, destination string, now time.Time) (wait time.Duration, err error) {
-	if !t.dialect.shared {
-		return s.rates.TakeSpare(destination, now), nil
+// spares locks the rates of these destinations, over all instances.
+func (sh *sharing) spares(ctx context.Context, t *tx, due []claimable) (spares, error) {
+	names := make([]string, len(due))
+	for i, d := range due {
+		names[i] = d.name
 	}
-	whole, err := t.rate(ctx, destination)
+	type rate struct {
+		Destination string `json:"destination"`
+		Whole       int64  `json:"whole"` // nanoseconds since 1970
+	}
+	read, err := queryAll(ctx, t, func(rows *sql.Rows) (r rate, err error) { return r, rows.Scan(&r.Destination, &r.Whole) },
+		`INSERT INTO rates (destination, whole_at) SELECT jsonb_array_elements_text($1::jsonb), 0
+		ON CONFLICT (destination) DO UPDATE SET destination = excluded.destination RETURNING destination, whole_at`, jsonText(names))
 	if err != nil {
-		return 0, err
+		return spares{}, err
 	}
-	whole, wait = s.sharing.rate.TakeSpare(whole, now)
-	return wait, t.putRate(ctx, destination, whole)
+	rates := make(map[string]*rate, len(read))
+	for i := range read {
+		rates[read[i].Destination] = &read[i]
+	}
+	taken := map[string]*rate{}
+	take := func(destination string, now time.Time) time.Duration {
+		r := rates[destination]
+		whole, wait := sh.rate.TakeSpare(time.Unix(0, r.Whole), now)
+		if wait == 0 {
+			r.Whole = whole.UnixNano()
+			taken[destination] = r
+		}
+		return wait
+	}
+	put := func(ctx context.Context, t *tx) error {
+		if len(taken) == 0 {
+			return nil
+		}
+		_, err := t.exec(ctx, `UPDATE rates SET whole_at = taken.whole FROM jsonb_to_recordset($1::jsonb) AS taken (destination text, whole bigint)
+			WHERE rates.destination = taken.destination`, jsonText(slices.Collect(maps.Values(taken))))
+		return err
+	}
+	return spares{take, put}, nil
 }
 
 // rate locks the destination's rate and reads when its allowance is whole again.
