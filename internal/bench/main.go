@@ -58,6 +58,11 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 			return serveUpstream(ctx, os.Stdin, out)
 		case roleFreshen:
 			return serveFreshen(ctx, args[1:], os.Stdin, out)
+		case rolePlain:
+			if len(args) != 2 {
+				return errors.New("the plain proxy wants the homeserver's address")
+			}
+			return servePlain(ctx, args[1], os.Stdin, out)
 		case roleRemote:
 			return serveRemote(ctx, args[1:], os.Stdin, out)
 		}

@@ -18,60 +18,6 @@ const (
 	aRound = 500 * time.Millisecond
 )
 
-// paired is what rounds of direct and proxied loads measured, one of each a round.
-type paired struct {
-	direct, through []loaded
-	cpu             time.Duration // of freshen, a request
-}
-
-// inTurns loads both, in turns, and swaps who goes first each round.
-func (b *bench) inTurns(direct, through request, freshen *process, connections int) (p paired, err error) {
-	var spent time.Duration
-	requests := 0
-	for round := range rounds {
-		pair := [2]request{direct, through}
-		if round%2 == 1 {
-			pair[0], pair[1] = through, direct
-		}
-		for _, r := range pair {
-			before, err := freshen.cpuTime()
-			if err != nil {
-				return p, err
-			}
-			l, err := load(b.ctx, r, connections, aRound)
-			if err != nil {
-				return p, fmt.Errorf("%s at %s: %w", r.path, r.addr, err)
-			}
-			if r == direct {
-				p.direct = append(p.direct, l)
-				continue
-			}
-			p.through = append(p.through, l)
-			after, err := freshen.cpuTime()
-			if err != nil {
-				return p, err
-			}
-			spent += after - before
-			requests += l.requests + connections
-		}
-	}
-	p.cpu = spent / time.Duration(requests)
-	return p, nil
-}
-
-func each(all []loaded, f func(loaded) float64) []float64 {
-	values := make([]float64, len(all))
-	for i, l := range all {
-		values[i] = f(l)
-	}
-	return values
-}
-
-// at is the median over the rounds of one quantile of the latency.
-func at(all []loaded, q float64) time.Duration {
-	return time.Duration(median(each(all, func(l loaded) float64 { return float64(quantile(l.each, q)) })))
-}
-
 func passThrough(b *bench) error {
 	up, err := b.startUpstream()
 	if err != nil {
@@ -81,41 +27,34 @@ func passThrough(b *bench) error {
 	if err != nil {
 		return err
 	}
+	others, err := b.startProxies(up)
+	if err != nil {
+		return err
+	}
+	proxies := append([]proxy{{direct, up}, {ours, fresh}}, others...)
 	for _, size := range []struct {
-		name  string
-		bytes int
-	}{{"1 KB", 1 << 10}, {"200 KB", 200 << 10}} {
+		name    string
+		bytes   int
+		targets map[string]float64
+	}{
+		{"1 KB", 1 << 10, map[string]float64{nginx: 0.6, caddy: 1.5}},
+		{"200 KB", 200 << 10, map[string]float64{nginx: 1.6, caddy: 1.3}},
+	} {
 		for _, connections := range []int{64, 1} {
-			direct := request{up.addr, "/_matrix/client/v3/bench/" + strconv.Itoa(size.bytes), token("alice")}
-			through := direct
-			through.addr = fresh.addr
-			p, err := b.inTurns(direct, through, fresh, connections)
+			all, err := b.inTurns(proxies, "/_matrix/client/v3/bench/"+strconv.Itoa(size.bytes), token("alice"), connections)
 			if err != nil {
 				return err
 			}
-			name := fmt.Sprintf("%s answer, %d connections: ", size.name, connections)
+			name, targets := fmt.Sprintf("%s answer, %d connections", size.name, connections), size.targets
 			if connections == 1 {
-				name = size.name + " answer, 1 connection: "
+				name, targets = size.name+" answer, 1 connection", nil
 			}
-			b.throughput(name, p)
-			for _, q := range []float64{0.5, 0.99} {
-				d, f := at(p.direct, q), at(p.through, q)
-				b.out.add(row{
-					name: fmt.Sprintf("%sp%.0f (added)", name, 100*q), direct: ms(d), freshen: ms(f), ratio: signed(f - d),
-				})
-			}
-			b.out.add(row{name: name + "CPU a request", freshen: us(p.cpu)})
+			b.beside(name+": requests/s", all, loaded.perSecond, targets)
+			b.addedBeside(name, all)
+			b.cpuBeside(name, all, us)
 		}
 	}
 	return nil
-}
-
-func (b *bench) throughput(name string, p paired) {
-	d, f := each(p.direct, loaded.perSecond), each(p.through, loaded.perSecond)
-	ratio := median(ratios(f, d))
-	b.out.add(row{
-		name: name + "requests/s", direct: fmt.Sprintf("%.0f", median(d)), freshen: fmt.Sprintf("%.0f", median(f)), ratio: times(ratio),
-	})
 }
 
 // The users of the big syncs, each in one of the three states that a sync can be in.
@@ -139,28 +78,37 @@ func bigSyncs(b *bench) error {
 	if err != nil {
 		return err
 	}
-	for _, s := range []struct{ user, name string }{
-		{far, "20 MB /sync, nothing owed: "},
-		{nearBy, "20 MB /sync, nothing owed, but watched: "},
-		{owedOne, "20 MB /sync, one user owed: "},
+	others, err := b.startProxies(up)
+	if err != nil {
+		return err
+	}
+	for _, s := range []struct {
+		user, name string
+		proxies    []proxy
+	}{
+		{far, "20 MB /sync, nothing owed", others},
+		{nearBy, "20 MB /sync, nothing owed, but watched", nil},
+		{owedOne, "20 MB /sync, one user owed", nil},
 	} {
-		direct := request{up.addr, "/_matrix/client/v3/sync?since=s1&mb=20", token(s.user)}
-		through := direct
-		through.addr = fresh.addr
-		if err := b.settle(direct, through, s.user); err != nil {
+		const path = "/_matrix/client/v3/sync?since=s1&mb=20"
+		if err := b.settle(request{up.addr, path, token(s.user)}, request{fresh.addr, path, token(s.user)}, s.user); err != nil {
 			return err
 		}
 		for _, connections := range []int{1, 4} {
-			p, err := b.inTurns(direct, through, fresh, connections)
+			all, err := b.inTurns(append([]proxy{{direct, up}, {ours, fresh}}, s.proxies...), path, token(s.user), connections)
 			if err != nil {
 				return err
 			}
-			d, f := each(p.direct, loaded.megabytes), each(p.through, loaded.megabytes)
-			b.out.add(row{
-				name: fmt.Sprintf("%sMB/s, %d at a time", s.name, connections), direct: fmt.Sprintf("%.0f", median(d)),
-				freshen: fmt.Sprintf("%.0f", median(f)), ratio: times(median(ratios(f, d))),
-			})
-			b.out.add(row{name: s.name + "CPU each", freshen: ms(p.cpu)})
+			name := fmt.Sprintf("%s, %d at a time", s.name, connections)
+			var targets map[string]float64
+			if connections == 4 {
+				targets = map[string]float64{nginx: 1.4, plainGo: 0.95}
+			}
+			b.beside(name+": MB/s", all, loaded.megabytes, targets)
+			b.cpuBeside(name, all, ms)
+			if len(s.proxies) == 0 {
+				b.out.add(row{name: name + ": CPU each", freshen: ms(all[ours].cpu)})
+			}
 		}
 	}
 	return b.memoryOfSyncs(fresh)

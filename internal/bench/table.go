@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// row is one line of the table. Empty cells are printed as dashes.
+// row is one line of the table. direct is what freshen is held against. Empty cells are printed as dashes.
 type row struct {
 	name, direct, freshen, ratio string
 	target                       string
@@ -36,7 +36,7 @@ func (t *table) machine() error {
 
 func (t *table) print() error {
 	w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "\t%s\t%s\t%s\t%s\t\n", "direct", "freshen", "ratio", "target")
+	fmt.Fprintf(w, "\t%s\t%s\t%s\t%s\t\n", "reference", "freshen", "ratio", "target")
 	for _, r := range t.rows {
 		verdict := ""
 		if r.target != "" {
