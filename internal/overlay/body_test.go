@@ -23,7 +23,7 @@ func TestOnlyTheTimeoutChanges(t *testing.T) {
 		"timeout=1&timeout=2":                "timeout=0&timeout=0",
 		"Timeout=1&timeouts=2&%zz=3&a;b":     "Timeout=1&timeouts=2&%zz=3&a;b",
 	} {
-		if got := withoutWaiting(query); got != want {
+		if got := withoutTimeout(query); got != want {
 			t.Errorf("%q became %q, want %q", query, got, want)
 		}
 	}

@@ -26,18 +26,18 @@ func (p *Proxy) serveKeysChanges(w http.ResponseWriter, r *http.Request) {
 	cred := homeserver.CredentialsOf(r)
 	k := p.knowledge.Load()
 	if k == nil || k.Announcer.Head() == 0 || cred.IsZero() {
-		p.proxy.ServeHTTP(w, r)
+		p.pass(w, r, nil)
 		return
 	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
-	p.proxy.ServeHTTP(w, with(r, &changesExchange{
+	p.pass(w, r, &changesExchange{
 		announcer: k.Announcer, from: r.URL.Query().Get("from"),
 		who: inBackground(ctx, func(ctx context.Context) (homeserver.Identity, bool) {
 			who, err := p.cfg.Who.Identify(ctx, cred)
 			return who, err == nil
 		}),
-	}))
+	})
 }
 
 func (x *changesExchange) edit(resp *http.Response) error {

@@ -56,25 +56,25 @@ type keptList struct {
 func (p *Proxy) serveKeysQuery(w http.ResponseWriter, r *http.Request) {
 	k := p.knowledge.Load()
 	if k == nil {
-		p.proxy.ServeHTTP(w, r)
+		p.pass(w, r, nil)
 		return
 	}
 	arrived := k.Announcer.Head()
 	cred := homeserver.CredentialsOf(r)
 	if (k.Lists.Len() == 0 && arrived == 0) || cred.IsZero() {
-		p.proxy.ServeHTTP(w, r)
+		p.pass(w, r, nil)
 		return
 	}
 	length := r.ContentLength
 	body, all, whole := take(r.Body, maxKeyQuery)
 	r.Body, r.ContentLength = all, length
 	if !whole {
-		p.proxy.ServeHTTP(w, r)
+		p.pass(w, r, nil)
 		return
 	}
 	req, err := keyquery.ParseRequest(body)
 	if err != nil {
-		p.proxy.ServeHTTP(w, r) // the homeserver says what is wrong with it
+		p.pass(w, r, nil) // the homeserver says what is wrong with it
 		return
 	}
 	ctx, cancel := context.WithCancel(r.Context())
@@ -89,7 +89,7 @@ func (p *Proxy) serveKeysQuery(w http.ResponseWriter, r *http.Request) {
 		return struct{}{}, true
 	})
 	x.again = func() { _, _ = again() }
-	p.proxy.ServeHTTP(w, with(r, x))
+	p.pass(w, r, x)
 }
 
 // inBackground begins ask at once. The function it returns waits for the answer, until extraTime has passed since then.

@@ -51,9 +51,13 @@ type Knowledge struct {
 
 // Proxy is the handler for everything that is not freshen's own.
 type Proxy struct {
-	cfg       Config
-	transport *transport
+	cfg    Config
+	prefix string // of the homeserver's paths, escaped
+	// wire is the way of most requests; nil where the homeserver is reached by TLS. The rest go over proxy and transport.
+	wire      *wire.Transport
+	transport *http.Transport
 	proxy     httputil.ReverseProxy
+	buffers   bufferPool
 	sticky    stickiness
 
 	knowledge atomic.Pointer[Knowledge] // nil until Learn
@@ -65,7 +69,14 @@ type Proxy struct {
 
 // New returns a proxy. It starts nothing, and until Learn it edits nothing but /versions.
 func New(cfg Config) *Proxy {
-	p := &Proxy{cfg: cfg, transport: newTransport(cfg.Homeserver), learnt: make(chan struct{})}
+	p := &Proxy{cfg: cfg, prefix: cfg.Homeserver.EscapedPath(), transport: newTransport(), learnt: make(chan struct{})}
+	if cfg.Homeserver.Scheme == "http" {
+		addr := cfg.Homeserver.Host
+		if cfg.Homeserver.Port() == "" {
+			addr = net.JoinHostPort(cfg.Homeserver.Hostname(), "80")
+		}
+		p.wire = wire.New(addr)
+	}
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.proxy = httputil.ReverseProxy{
 		Rewrite:        p.rewrite,
@@ -73,7 +84,7 @@ func New(cfg Config) *Proxy {
 		ModifyResponse: p.edit,
 		ErrorHandler:   p.failed,
 		FlushInterval:  -1, // what the homeserver has said, the client hears at once
-		BufferPool:     new(bufferPool),
+		BufferPool:     &p.buffers,
 		ErrorLog:       slog.NewLogLogger(cfg.Log.Handler(), slog.LevelDebug),
 	}
 	return p
@@ -94,42 +105,16 @@ func (p *Proxy) Hurry() { p.stop() }
 func (p *Proxy) Close() {
 	p.stop()
 	p.transport.CloseIdleConnections()
-}
-
-// transport is the connections to the homeserver: as many as there are requests. Most requests have no body and go over
-// the cheaper ones of package wire.
-type transport struct {
-	bodiless *wire.Transport // nil where the homeserver is reached by TLS
-	rest     *http.Transport
-}
-
-func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if t.bodiless != nil && t.bodiless.Takes(req) {
-		return t.bodiless.RoundTrip(req)
+	if p.wire != nil {
+		p.wire.CloseIdleConnections()
 	}
-	return t.rest.RoundTrip(req)
-}
-
-func (t *transport) CloseIdleConnections() {
-	if t.bodiless != nil {
-		t.bodiless.CloseIdleConnections()
-	}
-	t.rest.CloseIdleConnections()
 }
 
 // newTransport keeps connections for less long than the homeserver keeps them (Twisted: 60 s), so that none is used in
-// the moment in which it is closed.
-func newTransport(homeserver *url.URL) *transport {
+// the moment in which it is closed. There may be as many as there are requests.
+func newTransport() *http.Transport {
 	dialer := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
-	t := &transport{}
-	if homeserver.Scheme == "http" {
-		addr := homeserver.Host
-		if homeserver.Port() == "" {
-			addr = net.JoinHostPort(homeserver.Hostname(), "80")
-		}
-		t.bodiless = wire.New(addr)
-	}
-	t.rest = &http.Transport{
+	return &http.Transport{
 		DialContext:           dialer.DialContext,
 		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12},
 		TLSHandshakeTimeout:   10 * time.Second,
@@ -139,7 +124,6 @@ func newTransport(homeserver *url.URL) *transport {
 		DisableCompression:    true, // the client's own wish passes
 		WriteBufferSize:       16 << 10,
 	}
-	return t
 }
 
 // exchange is what one of the edited routes knows about its request. It travels in the request's context.
@@ -155,8 +139,16 @@ func exchangeOf(ctx context.Context) exchange {
 	return x
 }
 
-func with(r *http.Request, x exchange) *http.Request {
-	return r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x))
+// pass has the homeserver answer the request, and x edit the answer; nil where that passes as it is.
+func (p *Proxy) pass(w http.ResponseWriter, r *http.Request, x exchange) {
+	if p.forwardable(r, x) {
+		p.forward(w, r, x)
+		return
+	}
+	if x != nil {
+		r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x))
+	}
+	p.proxy.ServeHTTP(w, r)
 }
 
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -177,9 +169,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case routeKeysChanges:
 		p.serveKeysChanges(w, r)
 	case routeVersions:
-		p.proxy.ServeHTTP(w, with(r, versionsExchange{}))
+		p.pass(w, r, versionsExchange{})
 	default:
-		p.proxy.ServeHTTP(w, r)
+		p.pass(w, r, nil)
 	}
 }
 
@@ -223,13 +215,12 @@ func (p *Proxy) rewrite(pr *httputil.ProxyRequest) {
 	in, out := pr.In, pr.Out
 	out.URL.Scheme, out.URL.Host = p.cfg.Homeserver.Scheme, p.cfg.Homeserver.Host
 	out.Host = in.Host
-	prefix := p.cfg.Homeserver.EscapedPath()
 	// The path goes on in the very bytes in which it came; net/url would spell odd ones its own way. It must where the
 	// path begins with "//", which net/http takes for a host, and where a whole URL was asked for.
-	if path, _, _ := strings.Cut(in.RequestURI, "?"); strings.HasPrefix(path, "/") && !strings.HasPrefix(prefix+path, "//") {
-		out.URL.Opaque = prefix + path
+	if path, _, _ := strings.Cut(in.RequestURI, "?"); strings.HasPrefix(path, "/") && !strings.HasPrefix(p.prefix+path, "//") {
+		out.URL.Opaque = p.prefix + path
 	} else {
-		out.URL.Path, out.URL.RawPath = p.cfg.Homeserver.Path+in.URL.Path, prefix+in.URL.EscapedPath()
+		out.URL.Path, out.URL.RawPath = p.cfg.Homeserver.Path+in.URL.Path, p.prefix+in.URL.EscapedPath()
 	}
 	out.URL.RawQuery, out.URL.ForceQuery = in.URL.RawQuery, in.URL.ForceQuery
 	for _, name := range []string{"Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto"} {

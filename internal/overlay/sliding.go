@@ -1,8 +1,6 @@
 package overlay
 
 import (
-	"bytes"
-	"io"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -13,7 +11,6 @@ import (
 
 	"freshen"
 	"freshen/internal/homeserver"
-	"freshen/internal/overlay/rawjson"
 )
 
 const (
@@ -82,42 +79,26 @@ func parseSliding(body []byte, query url.Values, inBody bool) (s slidingRequest,
 	return s, true
 }
 
-// withoutWaiting is the same request with a timeout of 0 and every other byte as it was.
-func (s *slidingRequest) withoutWaiting(req *http.Request) *http.Request {
-	again := req.Clone(req.Context())
-	body := s.body
-	if s.inBody {
-		if edited, err := rawjson.Rewrite(body, []rawjson.Edit{{Name: "timeout", Apply: rawjson.Set([]byte("0"))}}); err == nil {
-			body = edited
-		}
-	} else {
-		again.URL.RawQuery = withoutWaiting(req.URL.RawQuery)
-	}
-	again.Body, again.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
-	again.TransferEncoding = nil
-	return again
-}
-
 func (p *Proxy) serveSliding(w http.ResponseWriter, r *http.Request, inBody bool) {
 	cred := homeserver.CredentialsOf(r)
 	if cred.IsZero() || r.Body == nil || r.Header.Get("Content-Encoding") != "" {
-		p.proxy.ServeHTTP(w, r)
+		p.pass(w, r, nil)
 		return
 	}
 	length := r.ContentLength
 	body, all, whole := take(r.Body, maxSliding)
 	r.Body, r.ContentLength = all, length
 	if !whole {
-		p.proxy.ServeHTTP(w, r)
+		p.pass(w, r, nil)
 		return
 	}
 	asked, ok := parseSliding(body, r.URL.Query(), inBody)
 	if !ok {
-		p.proxy.ServeHTTP(w, r)
+		p.pass(w, r, nil)
 		return
 	}
 	p.serveExchange(w, r, cred, &syncExchange{
-		p: p, shape: slidingShape, since: asked.pos, sliding: &asked, waits: asked.waits, without: asked.withoutWaiting,
+		p: p, shape: slidingShape, since: asked.pos, sliding: &asked, waits: asked.waits,
 	})
 }
 

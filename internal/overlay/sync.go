@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -16,6 +17,7 @@ import (
 	"freshen/internal/announce"
 	"freshen/internal/homeserver"
 	"freshen/internal/kept"
+	"freshen/internal/overlay/rawjson"
 	"freshen/internal/overlay/splice"
 )
 
@@ -37,9 +39,8 @@ type syncExchange struct {
 	ctx   context.Context // the client's
 	shape syncShape
 	since string
-	// waits: the request has a timeout, so that hurrying makes sense, and can be sent again. without is how.
+	// waits: the request has a timeout, so that hurrying makes sense, and can be sent again.
 	waits   bool
-	without func(*http.Request) *http.Request
 	sliding *slidingRequest // nil for GET /sync
 
 	mu     sync.Mutex
@@ -55,18 +56,13 @@ type syncExchange struct {
 func (p *Proxy) serveSync(w http.ResponseWriter, r *http.Request) {
 	cred := homeserver.CredentialsOf(r)
 	if cred.IsZero() {
-		p.proxy.ServeHTTP(w, r)
+		p.pass(w, r, nil)
 		return
 	}
 	query := r.URL.Query()
 	timeout, _ := strconv.ParseInt(query.Get("timeout"), 10, 64)
 	p.serveExchange(w, r, cred, &syncExchange{
 		p: p, shape: plainShape, since: query.Get("since"), waits: timeout > 0 && r.ContentLength == 0,
-		without: func(req *http.Request) *http.Request {
-			again := req.Clone(req.Context())
-			again.URL.RawQuery = withoutWaiting(req.URL.RawQuery)
-			return again
-		},
 	})
 }
 
@@ -91,7 +87,7 @@ func (p *Proxy) serveExchange(w http.ResponseWriter, r *http.Request, cred homes
 			}
 		}()
 	}
-	p.proxy.ServeHTTP(w, with(r.WithContext(ctx), x))
+	p.pass(w, r.WithContext(ctx), x)
 }
 
 // begin registers the poll once it is known whose it is, and what there is to be told.
@@ -162,21 +158,19 @@ func (x *syncExchange) disarm() (hurried bool) {
 
 var errHurried = errors.New("the long poll was abandoned, to bring an announcement at once")
 
-// hurrier is the transport to the homeserver, which can abandon a long poll and ask again without waiting.
-type hurrier struct{ base http.RoundTripper }
-
-func (h hurrier) RoundTrip(req *http.Request) (*http.Response, error) {
-	x, ok := exchangeOf(req.Context()).(*syncExchange)
-	if !ok || !x.waits {
-		return h.base.RoundTrip(req)
-	}
-	ctx, cancel := context.WithCancelCause(req.Context())
+// patiently sends the request, which may wait. If that is hurried, it abandons it and sends it again without waiting.
+func (x *syncExchange) patiently(parent context.Context, send func(ctx context.Context, wait bool) (*http.Response, error)) (*http.Response, error) {
+	ctx, cancel := context.WithCancelCause(parent)
 	if x.arm(func() { cancel(errHurried) }) {
-		resp, err := h.base.RoundTrip(req.WithContext(ctx))
+		resp, err := send(ctx, true)
 		if !x.disarm() {
 			if err != nil {
 				cancel(err)
 				return nil, err
+			}
+			if resp.Body == http.NoBody {
+				cancel(nil)
+				return resp, nil
 			}
 			resp.Body = &cancelOnClose{resp.Body, func() { cancel(nil) }}
 			return resp, nil
@@ -186,7 +180,29 @@ func (h hurrier) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}
 	cancel(errHurried)
-	return h.base.RoundTrip(x.without(req))
+	return send(parent, false)
+}
+
+// hurrier is the transport that can abandon a long poll, of the requests that httputil.ReverseProxy passes.
+type hurrier struct{ base http.RoundTripper }
+
+func (h hurrier) RoundTrip(req *http.Request) (*http.Response, error) {
+	x, ok := exchangeOf(req.Context()).(*syncExchange)
+	if !ok || !x.waits {
+		return h.base.RoundTrip(req)
+	}
+	return x.patiently(req.Context(), func(ctx context.Context, wait bool) (*http.Response, error) {
+		if wait {
+			return h.base.RoundTrip(req.WithContext(ctx))
+		}
+		again := req.Clone(ctx)
+		query, body := x.withoutWaiting(req.URL.RawQuery)
+		again.URL.RawQuery = query
+		if body != nil {
+			again.Body, again.ContentLength, again.TransferEncoding = io.NopCloser(bytes.NewReader(body)), int64(len(body)), nil
+		}
+		return h.base.RoundTrip(again)
+	})
 }
 
 type cancelOnClose struct {
@@ -194,13 +210,31 @@ type cancelOnClose struct {
 	cancel func()
 }
 
+func (c *cancelOnClose) ready() bool { return ready(c.ReadCloser) }
+
 func (c *cancelOnClose) Close() error {
 	defer c.cancel()
 	return c.ReadCloser.Close()
 }
 
-// withoutWaiting sets timeout=0 and leaves every other byte of the query.
-func withoutWaiting(rawQuery string) string {
+// withoutWaiting is the request's query and body with a timeout of 0 and every other byte as it was. The body is nil where
+// there is none.
+func (x *syncExchange) withoutWaiting(rawQuery string) (query string, body []byte) {
+	if x.sliding == nil {
+		return withoutTimeout(rawQuery), nil
+	}
+	if !x.sliding.inBody {
+		return withoutTimeout(rawQuery), x.sliding.body
+	}
+	edited, err := rawjson.Rewrite(x.sliding.body, []rawjson.Edit{{Name: "timeout", Apply: rawjson.Set([]byte("0"))}})
+	if err != nil {
+		return rawQuery, x.sliding.body
+	}
+	return rawQuery, edited
+}
+
+// withoutTimeout sets timeout=0 in a query.
+func withoutTimeout(rawQuery string) string {
 	parts := strings.Split(rawQuery, "&")
 	for i, part := range parts {
 		name, _, _ := strings.Cut(part, "=")

@@ -1,20 +1,22 @@
-// Package wire is an HTTP/1.1 transport to one server for requests without a body: the goroutine that asks writes the
-// request and reads the answer itself. net/http's own transport has two more goroutines for each connection, which hand
-// every request and answer over; that is most of what a long poll that waits takes, and a third of what a small answer
-// costs. What needs more than this (a body, an upgrade) is not for this package.
+// Package wire is an HTTP/1.1 client to one server, for requests whose body, if there is one, is at hand: the goroutine
+// that asks writes the request and reads the answer itself. net/http's own transport has two more goroutines for each
+// connection, which hand every request and answer over; that is most of what a long poll that waits takes, and much of
+// what a small answer costs. What needs more than this (a long body, an upgrade) is not for this package.
 package wire
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net"
 	"net/http"
-	"net/http/httptrace"
-	"net/textproto"
+	"strconv"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -30,12 +32,29 @@ const (
 	maxHead = 10 << 20
 	// maxInterim bounds the 1xx answers before the answer proper, as net/http does.
 	maxInterim = 5
-	// readBuffer and writeBuffer: a request and the head of an answer mostly fit; large reads of a body go past it.
-	readBuffer, writeBuffer = 4 << 10, 4 << 10
+	// readBuffer: the head of an answer mostly fits; large reads of a body go past it.
+	readBuffer = 4 << 10
+	// maxWriteBuffer is the longest request whose buffer is kept for the next.
+	maxWriteBuffer = 64 << 10
 )
 
-// Transport implements [http.RoundTripper] for requests that [Transport.Takes]. It may be used by several goroutines at
-// once.
+// Request is one that may be sent again if a kept connection turns out to be closed. All of it goes out as it stands: who
+// makes it answers for it that no part has a line break of its own.
+type Request struct {
+	Method string
+	// Target is the path and query, as they are to stand in the request line.
+	Target string
+	Host   string
+	// Header has the other fields, but for Content-Length.
+	Header iter.Seq2[string, string]
+	Body   []byte
+	// Waits says that the answer may take long, so that nothing that an answer needs is to be held ready for it.
+	Waits bool
+	// Interim is told of the 1xx answers; nil where nobody wants to hear of them.
+	Interim func(status int, header http.Header)
+}
+
+// Transport is the connections. It may be used by several goroutines at once.
 type Transport struct {
 	addr   string
 	dialer net.Dialer
@@ -49,13 +68,6 @@ type Transport struct {
 // New returns a transport to addr, host:port. It connects to nothing yet.
 func New(addr string) *Transport {
 	return &Transport{addr: addr, dialer: net.Dialer{Timeout: dialTimeout, KeepAlive: idleTimeout}}
-}
-
-// Takes says whether a request is one for this transport: one of plain HTTP that can be asked again if a kept connection
-// turns out to be closed, without a body and without leaving HTTP.
-func (t *Transport) Takes(req *http.Request) bool {
-	return (req.Method == http.MethodGet || req.Method == http.MethodHead) && req.URL.Scheme == "http" &&
-		(req.Body == nil || req.Body == http.NoBody) && len(req.Header["Upgrade"]) == 0 && len(req.Header["Expect"]) == 0 && len(req.Trailer) == 0
 }
 
 // CloseIdleConnections closes what is kept. The transport goes on working, and keeps nothing more.
@@ -75,14 +87,15 @@ func (t *Transport) CloseIdleConnections() {
 // conn is one connection. The one who has it is its only user.
 type conn struct {
 	net  net.Conn
-	in   *bufio.Reader
+	raw  syscall.RawConn
+	in   *bufio.Reader // nil while there is nothing to read
 	head headLimit
 	used time.Time // when it was put back
 }
 
-// RoundTrip sends the request and returns once the head of the answer is there. The body must be closed.
-func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	ctx := req.Context()
+// RoundTrip sends the request and returns once the head of the answer is there. The body, which is a [*Body] or
+// [http.NoBody], must be closed.
+func (t *Transport) RoundTrip(ctx context.Context, req *Request) (*http.Response, error) {
 	for {
 		c, kept, err := t.get(ctx)
 		if err != nil {
@@ -112,7 +125,7 @@ func (t *Transport) get(ctx context.Context) (c *conn, kept bool, err error) {
 		}
 		c, t.idle[last], t.idle = t.idle[last], nil, t.idle[:last]
 		t.mu.Unlock()
-		if time.Since(c.used) < idleTimeout && quiet(c.net) {
+		if time.Since(c.used) < idleTimeout && quiet(c.raw) {
 			return c, true, nil
 		}
 		_ = c.net.Close()
@@ -121,10 +134,12 @@ func (t *Transport) get(ctx context.Context) (c *conn, kept bool, err error) {
 	if err != nil {
 		return nil, false, err
 	}
-	c = &conn{net: opened}
-	c.head.net = opened
-	c.in = bufio.NewReaderSize(&c.head, readBuffer)
-	return c, false, nil
+	raw, err := opened.(syscall.Conn).SyscallConn()
+	if err != nil {
+		_ = opened.Close()
+		return nil, false, err
+	}
+	return &conn{net: opened, raw: raw}, false, nil
 }
 
 // put keeps a connection whose answer was read to its end.
@@ -160,45 +175,47 @@ func (t *Transport) sweep() {
 	}
 }
 
-var writers = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, writeBuffer) }}
+var (
+	readers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, readBuffer) }}
+	writes  = sync.Pool{New: func() any { return new([]byte) }}
+)
 
 // longAgo is a deadline that ends every read and write.
 var longAgo = time.Unix(1, 0)
 
 // ask uses the connection for one request. On an error it is closed, and untouched says that not one byte of an answer
 // had come.
-func (t *Transport) ask(ctx context.Context, c *conn, req *http.Request) (_ *http.Response, untouched bool, err error) {
+func (t *Transport) ask(ctx context.Context, c *conn, req *Request) (_ *http.Response, untouched bool, err error) {
 	stop := context.AfterFunc(ctx, func() { _ = c.net.SetDeadline(longAgo) })
 	defer func() {
 		if err != nil {
 			stop()
-			_ = c.net.Close()
+			c.close()
 		}
 	}()
-	out := writers.Get().(*bufio.Writer)
-	out.Reset(c.net)
-	err = req.Write(out)
-	if err == nil {
-		err = out.Flush()
-	}
-	out.Reset(nil)
-	writers.Put(out)
-	if err != nil {
+	if err := c.write(req); err != nil {
 		return nil, true, err
 	}
-	c.head.left = maxHead
+	if req.Waits {
+		if err := await(c.raw); err != nil {
+			return nil, true, err
+		}
+	}
+	c.head = headLimit{net: c.net, left: maxHead}
+	c.in = readers.Get().(*bufio.Reader)
+	c.in.Reset(&c.head)
 	if _, err := c.in.Peek(1); err != nil {
 		if errors.Is(err, io.EOF) {
 			err = io.ErrUnexpectedEOF
 		}
 		return nil, true, fmt.Errorf("the connection broke before an answer: %w", err)
 	}
-	resp, err := c.read(ctx, req)
+	resp, err := c.read(req)
 	if err != nil {
 		return nil, false, err
 	}
 	c.head.left = -1
-	b := &body{ReadCloser: resp.Body, t: t, c: c, ctx: ctx, stop: stop, keep: !resp.Close}
+	b := &Body{body: resp.Body, t: t, c: c, ctx: ctx, stop: stop, keep: !resp.Close, known: resp.ContentLength >= 0}
 	if resp.Body == http.NoBody {
 		b.end(true)
 	} else {
@@ -207,10 +224,46 @@ func (t *Transport) ask(ctx context.Context, c *conn, req *http.Request) (_ *htt
 	return resp, false, nil
 }
 
-// read reads the answer's head. What goes before it (1xx) is told to whom the request's trace names.
-func (c *conn) read(ctx context.Context, req *http.Request) (*http.Response, error) {
+func (c *conn) write(req *Request) error {
+	buffer := writes.Get().(*[]byte)
+	out := append((*buffer)[:0], req.Method...)
+	out = append(out, ' ')
+	out = append(out, req.Target...)
+	out = append(out, " HTTP/1.1\r\nHost: "...)
+	out = append(out, req.Host...)
+	out = append(out, "\r\n"...)
+	for name, value := range req.Header {
+		out = append(out, name...)
+		out = append(out, ": "...)
+		out = append(out, value...)
+		out = append(out, "\r\n"...)
+	}
+	if req.Body != nil {
+		out = append(out, "Content-Length: "...)
+		out = strconv.AppendInt(out, int64(len(req.Body)), 10)
+		out = append(out, "\r\n"...)
+	}
+	out = append(out, "\r\n"...)
+	out = append(out, req.Body...)
+	_, err := c.net.Write(out)
+	if cap(out) <= maxWriteBuffer {
+		*buffer = out
+		writes.Put(buffer)
+	}
+	return err
+}
+
+// toHead tells net/http that an answer has no body; which request any other is to, it need not know.
+var toHead = &http.Request{Method: http.MethodHead}
+
+// read reads the answer's head.
+func (c *conn) read(req *Request) (*http.Response, error) {
+	var to *http.Request
+	if req.Method == http.MethodHead {
+		to = toHead
+	}
 	for range maxInterim + 1 {
-		resp, err := http.ReadResponse(c.in, req)
+		resp, err := http.ReadResponse(c.in, to)
 		if err != nil {
 			return nil, err
 		}
@@ -220,32 +273,48 @@ func (c *conn) read(ctx context.Context, req *http.Request) (*http.Response, err
 		if resp.StatusCode == http.StatusSwitchingProtocols {
 			return nil, errors.New("the server switches protocols unasked")
 		}
-		trace := httptrace.ContextClientTrace(ctx)
-		if trace != nil && trace.Got1xxResponse != nil {
-			if err := trace.Got1xxResponse(resp.StatusCode, textproto.MIMEHeader(resp.Header)); err != nil {
-				return nil, err
-			}
+		if req.Interim != nil {
+			req.Interim(resp.StatusCode, resp.Header)
 		}
 	}
 	return nil, errors.New("the server sends one interim answer after the other")
 }
 
-// body is the answer's. Read to its end, it gives the connection back.
-type body struct {
-	io.ReadCloser
-	t    *Transport
-	c    *conn
-	ctx  context.Context
-	stop func() bool
-	keep bool
-	done bool
+// close ends the connection.
+func (c *conn) close() {
+	_ = c.net.Close()
+	c.doneReading()
 }
 
-func (b *body) Read(p []byte) (int, error) {
+// doneReading gives the buffer back, and says whether there was anything left in it.
+func (c *conn) doneReading() (left bool) {
+	if c.in == nil {
+		return false
+	}
+	left = c.in.Buffered() > 0
+	c.in.Reset(nil)
+	readers.Put(c.in)
+	c.in = nil
+	return left
+}
+
+// Body is an answer's. Read to its end, it gives the connection back.
+type Body struct {
+	body  io.Reader
+	t     *Transport
+	c     *conn
+	ctx   context.Context
+	stop  func() bool
+	keep  bool
+	known bool // the length
+	done  bool
+}
+
+func (b *Body) Read(p []byte) (int, error) {
 	if b.done {
 		return 0, io.EOF
 	}
-	n, err := b.ReadCloser.Read(p)
+	n, err := b.body.Read(p)
 	if err == nil {
 		return n, nil
 	}
@@ -260,17 +329,31 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, io.EOF
 }
 
+// Ready says that the next Read does not wait for the server.
+func (b *Body) Ready() bool {
+	if b.done {
+		return true
+	}
+	buffered, _ := b.c.in.Peek(b.c.in.Buffered())
+	if b.known {
+		return len(buffered) > 0
+	}
+	// Of chunks, only the last one is sure to be whole.
+	return bytes.HasPrefix(bytes.TrimPrefix(buffered, []byte("\r\n")), []byte("0\r\n\r\n"))
+}
+
 // Close gives up what has not been read, and the connection with it.
-func (b *body) Close() error {
+func (b *Body) Close() error {
 	if !b.done {
 		b.end(false)
 	}
 	return nil
 }
 
-func (b *body) end(whole bool) {
+func (b *Body) end(whole bool) {
 	b.done = true
-	if !b.stop() || !whole || !b.keep || b.c.in.Buffered() > 0 {
+	stopped := b.stop()
+	if left := b.c.doneReading(); !stopped || !whole || !b.keep || left {
 		_ = b.c.net.Close()
 		return
 	}

@@ -8,8 +8,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptrace"
-	"net/textproto"
 	"strconv"
 	"strings"
 	"sync"
@@ -90,26 +88,23 @@ func transport(t *testing.T, s *server) *wire.Transport {
 	return tr
 }
 
-func request(ctx context.Context, s *server, method string) *http.Request {
-	req, _ := http.NewRequestWithContext(ctx, method, "http://"+s.addr+"/x?y", http.NoBody)
-	return req
+func request(s *server, method string) *wire.Request {
+	return &wire.Request{Method: method, Target: "/x?y", Host: s.addr, Header: func(yield func(name, value string) bool) {
+		_ = yield("X-One", "1") && yield("X-Two", "2")
+	}}
 }
 
 // ask makes one whole request.
-func ask(t *testing.T, tr *wire.Transport, s *server, method string) (status int, body string, trailer http.Header, err error) {
+func ask(t *testing.T, tr *wire.Transport, req *wire.Request) (status int, body string, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	req := request(ctx, s, method)
-	if !tr.Takes(req) {
-		t.Fatalf("a %s without a body is not taken", method)
-	}
-	resp, err := tr.RoundTrip(req)
+	resp, err := tr.RoundTrip(ctx, req)
 	if err != nil {
-		return 0, "", nil, err
+		return 0, "", err
 	}
 	read, err := io.ReadAll(resp.Body)
-	return resp.StatusCode, string(read), resp.Trailer, errors.Join(err, resp.Body.Close())
+	return resp.StatusCode, string(read), errors.Join(err, resp.Body.Close())
 }
 
 // Answers of every shape come whole, and the connection is used again exactly where that is safe: one that is not would
@@ -140,14 +135,14 @@ func TestAnswersAndReuse(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := serve(t, func(conn net.Conn, req *http.Request, _ int64) bool {
-				if req.RequestURI != "/x?y" || req.Host == "" {
-					t.Errorf("the server was asked for %q at %q", req.RequestURI, req.Host)
+				if req.RequestURI != "/x?y" || req.Host == "" || req.Header.Get("X-One")+req.Header.Get("X-Two") != "12" {
+					t.Errorf("the server was asked for %q at %q with %v", req.RequestURI, req.Host, req.Header)
 				}
 				return text(conn, c.answer) && name != "broken in between"
 			})
 			tr := transport(t, s)
 			for range 3 {
-				status, body, _, err := ask(t, tr, s, c.method)
+				status, body, err := ask(t, tr, request(s, c.method))
 				if (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 					t.Fatalf("the error is %v, want one that says %q", err, c.err)
 				}
@@ -168,11 +163,9 @@ func TestTrailersAndInterimAnswersAreTold(t *testing.T) {
 	})
 	tr := transport(t, s)
 	var hints []string
-	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got1xxResponse: func(code int, header textproto.MIMEHeader) error {
-		hints = append(hints, fmt.Sprint(code, header.Get("Link")))
-		return nil
-	}})
-	resp, err := tr.RoundTrip(request(ctx, s, http.MethodGet))
+	req := request(s, http.MethodGet)
+	req.Interim = func(status int, header http.Header) { hints = append(hints, fmt.Sprint(status, header.Get("Link"))) }
+	resp, err := tr.RoundTrip(t.Context(), req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +186,7 @@ func TestAKeptConnectionThatWasClosed(t *testing.T) {
 		s := serve(t, func(conn net.Conn, _ *http.Request, _ int64) bool { text(conn, ok); return false })
 		tr := transport(t, s)
 		for range 5 {
-			if status, body, _, err := ask(t, tr, s, http.MethodGet); status != 200 || body != "ok" {
+			if status, body, err := ask(t, tr, request(s, http.MethodGet)); status != 200 || body != "ok" {
 				t.Fatalf("got %d %q %v", status, body, err)
 			}
 		}
@@ -204,7 +197,7 @@ func TestAKeptConnectionThatWasClosed(t *testing.T) {
 		})
 		tr := transport(t, s)
 		for range 3 {
-			if status, body, _, err := ask(t, tr, s, http.MethodGet); status != 200 || body != "ok" {
+			if status, body, err := ask(t, tr, request(s, http.MethodGet)); status != 200 || body != "ok" {
 				t.Fatalf("got %d %q %v", status, body, err)
 			}
 		}
@@ -224,15 +217,15 @@ func TestAKeptConnectionThatWasClosed(t *testing.T) {
 			return true
 		})
 		tr := transport(t, s)
-		first, _, _, _ := ask(t, tr, s, http.MethodGet)
+		first, _, _ := ask(t, tr, request(s, http.MethodGet))
 		<-said
-		if status, body, _, err := ask(t, tr, s, http.MethodGet); first != 200 || status != 200 || body != "ok" {
+		if status, body, err := ask(t, tr, request(s, http.MethodGet)); first != 200 || status != 200 || body != "ok" {
 			t.Fatalf("got %d, then %d %q %v", first, status, body, err)
 		}
 	})
 	t.Run("a new one that is closed is an error", func(t *testing.T) {
 		s := serve(t, func(net.Conn, *http.Request, int64) bool { return false })
-		if _, _, _, err := ask(t, transport(t, s), s, http.MethodGet); err == nil || s.asked.Load() != 1 {
+		if _, _, err := ask(t, transport(t, s), request(s, http.MethodGet)); err == nil || s.asked.Load() != 1 {
 			t.Errorf("%v after %d requests", err, s.asked.Load())
 		}
 	})
@@ -259,7 +252,7 @@ func TestCancel(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)
 			go func() { <-began; cancel(cause) }()
-			resp, err := tr.RoundTrip(request(ctx, s, http.MethodGet))
+			resp, err := tr.RoundTrip(ctx, request(s, http.MethodGet))
 			if err == nil {
 				_, err = io.ReadAll(resp.Body)
 				_ = resp.Body.Close()
@@ -272,7 +265,7 @@ func TestCancel(t *testing.T) {
 			case <-time.After(patience):
 				t.Fatal("the server was not left")
 			}
-			if status, body, _, err := ask(t, tr, s, http.MethodGet); status != 200 || body != "ok" {
+			if status, body, err := ask(t, tr, request(s, http.MethodGet)); status != 200 || body != "ok" {
 				t.Errorf("afterwards: %d %q %v", status, body, err)
 			}
 		})
@@ -286,7 +279,7 @@ func TestABodyThatIsGivenUp(t *testing.T) {
 	})
 	tr := transport(t, s)
 	for want := range 3 {
-		resp, err := tr.RoundTrip(request(t.Context(), s, http.MethodGet))
+		resp, err := tr.RoundTrip(t.Context(), request(s, http.MethodGet))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -301,31 +294,55 @@ func TestABodyThatIsGivenUp(t *testing.T) {
 	}
 }
 
-// What leaves HTTP, carries a body or must not be sent twice is for net/http's transport.
-func TestTakes(t *testing.T) {
-	tr := wire.New("127.0.0.1:1")
-	for name, c := range map[string]struct {
-		edit func(*http.Request)
-		want bool
-	}{
-		"GET":     {func(*http.Request) {}, true},
-		"HEAD":    {func(r *http.Request) { r.Method = http.MethodHead }, true},
-		"PUT":     {func(r *http.Request) { r.Method = http.MethodPut }, false},
-		"body":    {func(r *http.Request) { r.Body = io.NopCloser(strings.NewReader("x")) }, false},
-		"upgrade": {func(r *http.Request) { r.Header.Set("Upgrade", "websocket") }, false},
-		"expect":  {func(r *http.Request) { r.Header.Set("Expect", "100-continue") }, false},
-		"TLS":     {func(r *http.Request) { r.URL.Scheme = "https" }, false},
-	} {
-		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://127.0.0.1:1/", http.NoBody)
-		c.edit(req)
-		if got := tr.Takes(req); got != c.want {
-			t.Errorf("%s: taken %v, want %v", name, got, c.want)
+// A poll waits without holding what an answer is read with, and a body goes with the request; both come through a
+// connection that turns out to be closed.
+func TestBodiesAndPollsThatWait(t *testing.T) {
+	s := serve(t, func(conn net.Conn, req *http.Request, n int64) bool {
+		body, err := io.ReadAll(req.Body)
+		if err != nil || n == 2 {
+			return false
+		}
+		return text(conn, fmt.Sprintf("HTTP/1.1 200 OK\nContent-Length: %d\n\n%s", len(body), body))
+	})
+	tr := transport(t, s)
+	for _, body := range []string{"", "{}", strings.Repeat("x", 300_000)} {
+		req := request(s, http.MethodPost)
+		req.Body, req.Waits = []byte(body), true
+		if status, got, err := ask(t, tr, req); status != 200 || got != body || err != nil {
+			t.Errorf("a body of %d bytes came back as %d bytes: %d %v", len(body), len(got), status, err)
 		}
 	}
+}
+
+// Ready is what keeps a part of an answer from waiting for the next: it may not be true of what is yet to come.
+func TestReady(t *testing.T) {
+	for name, c := range map[string]struct {
+		answer string
+		want   bool
+	}{
+		"whole":                  {"HTTP/1.1 200 OK\nContent-Length: 3\n\nabc", true},
+		"nothing of it yet":      {"HTTP/1.1 200 OK\nContent-Length: 3\n\n", false},
+		"the last chunk":         {"HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n0\n\n", true},
+		"a chunk is yet to come": {"HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n", false},
+		"half of a chunk's head": {"HTTP/1.1 200 OK\nTransfer-Encoding: chunked\n\n5", false},
+	} {
+		s := serve(t, func(conn net.Conn, _ *http.Request, _ int64) bool { return text(conn, c.answer) })
+		resp, err := transport(t, s).RoundTrip(t.Context(), request(s, http.MethodGet))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := resp.Body.(*wire.Body).Ready(); got != c.want {
+			t.Errorf("%s: ready %v, want %v", name, got, c.want)
+		}
+		_ = resp.Body.Close()
+	}
+}
+
+func TestAServerThatIsNotThere(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	req, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:1/", http.NoBody)
-	if _, err := tr.RoundTrip(req); err == nil {
+	tr := wire.New("127.0.0.1:1")
+	if _, err := tr.RoundTrip(ctx, &wire.Request{Method: http.MethodGet, Target: "/", Host: "h", Header: func(func(name, value string) bool) {}}); err == nil {
 		t.Error("a server that is not there answered")
 	}
 }
