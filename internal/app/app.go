@@ -125,6 +125,7 @@ func (a *App) Run(ctx context.Context) error {
 	defer cancel()
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var wg sync.WaitGroup
+	wg.Go(func() { a.boundMemory(background) })
 	wg.Go(func() {
 		// Who stops waits for no database.
 		if a.engine.Load() != nil || a.awaitEngine(ctx) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httputil"
@@ -302,7 +303,9 @@ func servePlain(ctx context.Context, upstream string, stop io.Reader, out io.Wri
 		return err
 	}
 	target := &url.URL{Scheme: "http", Host: upstream}
-	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: &httputil.ReverseProxy{
+	silent := log.New(io.Discard, "", 0)
+	server := &http.Server{ReadHeaderTimeout: time.Minute, ErrorLog: silent, Handler: &httputil.ReverseProxy{
+		ErrorLog:   silent,
 		Rewrite:    func(r *httputil.ProxyRequest) { r.SetURL(target); r.SetXForwarded() },
 		Transport:  &http.Transport{MaxIdleConnsPerHost: 512, DisableCompression: true},
 		BufferPool: new(plainBuffers),

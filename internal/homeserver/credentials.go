@@ -64,15 +64,24 @@ func CredentialsOf(r *http.Request) Credentials {
 			c.forwardedProto = "https"
 		}
 	}
-	if r.URL.RawQuery != "" {
-		given := r.URL.Query()
-		maps.DeleteFunc(given, func(name string, _ []string) bool {
-			return name != accessToken && !slices.Contains(masquerading, name)
-		})
-		c.query = given
+	if mayCarry(r.URL.RawQuery) {
+		c.query = r.URL.Query()
+		maps.DeleteFunc(c.query, func(name string, _ []string) bool { return !carries(name) })
 	}
 	c.key = c.fingerprint()
 	return Credentials{&c}
+}
+
+func carries(name string) bool { return name == accessToken || slices.Contains(masquerading, name) }
+
+// mayCarry is false for a query in which nothing of what credentials are made of can stand, as mostly nothing does.
+func mayCarry(rawQuery string) bool {
+	for part := range strings.SplitSeq(rawQuery, "&") {
+		if name, _, _ := strings.Cut(part, "="); carries(name) || strings.ContainsAny(name, "%+") {
+			return true
+		}
+	}
+	return false
 }
 
 func forwardedFor(r *http.Request) string {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -92,4 +93,17 @@ func TestTake(t *testing.T) {
 			t.Errorf("%s: took %q", name, whole)
 		}
 	}
+}
+
+// What is read of a query must be what net/url reads of it: the homeserver acts on that.
+func FuzzValueOf(f *testing.F) {
+	for _, query := range []string{"since=s1&timeout=30000", "since=&since=x", "%73ince=a%20b+c", "since=%zz&since=y", "a;since=1&since=2", "since", "&&=&since=a=b"} {
+		f.Add(query, "since")
+	}
+	f.Fuzz(func(t *testing.T, query, name string) {
+		parsed, _ := url.ParseQuery(query)
+		if got, want := valueOf(query, name), parsed.Get(name); got != want {
+			t.Errorf("%q of %q is %q, want %q", name, query, got, want)
+		}
+	})
 }

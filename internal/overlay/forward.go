@@ -1,10 +1,10 @@
 package overlay
 
 import (
-	"context"
 	"errors"
 	"io"
 	"iter"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
@@ -93,42 +93,47 @@ func (p *Proxy) forward(w http.ResponseWriter, r *http.Request, x exchange) {
 
 // ask sends the request, over again without waiting if it is to be hurried.
 func (p *Proxy) ask(w http.ResponseWriter, r *http.Request, x exchange) (*http.Response, error) {
-	poll, _ := x.(*syncExchange)
+	out := wire.Request{
+		Method: r.Method, Target: p.prefix + r.RequestURI, Host: r.Host, Header: fields(r, x),
+		Interim: func(status int, header http.Header) { interim(w, status, header) },
+	}
+	poll, ok := x.(*syncExchange)
+	if !ok {
+		return p.wire.RoundTrip(r.Context(), &out)
+	}
+	if poll.sliding != nil {
+		out.Body = poll.sliding.body
+	}
+	if poll.waits {
+		out.Wait = waiting{poll}
+	}
+	resp, err := p.wire.RoundTrip(r.Context(), &out)
+	if !errors.Is(err, wire.ErrAbandoned) {
+		return resp, err
+	}
 	path, query, queried := strings.Cut(r.RequestURI, "?")
-	send := func(ctx context.Context, wait bool) (*http.Response, error) {
-		out := wire.Request{
-			Method: r.Method, Target: p.prefix + r.RequestURI, Host: r.Host, Header: fields(r, x), Waits: wait && poll != nil && poll.waits,
-			Interim: func(status int, header http.Header) {
-				ours := w.Header()
-				before := ours.Clone()
-				for name, values := range header {
-					ours[name] = values
-				}
-				w.WriteHeader(status)
-				clear(ours) // net/http keeps them for the answer proper
-				for name, values := range before {
-					ours[name] = values
-				}
-			},
-		}
-		if poll != nil && poll.sliding != nil {
-			out.Body = poll.sliding.body
-		}
-		if !wait {
-			query, body := poll.withoutWaiting(query)
-			if queried {
-				out.Target = p.prefix + path + "?" + query
-			}
-			if body != nil {
-				out.Body = body
-			}
-		}
-		return p.wire.RoundTrip(ctx, &out)
+	query, out.Body = poll.withoutWaiting(query)
+	if queried {
+		out.Target = p.prefix + path + "?" + query
 	}
-	if poll != nil && poll.waits {
-		return poll.patiently(r.Context(), send)
-	}
-	return send(r.Context(), true)
+	out.Wait = nil
+	return p.wire.RoundTrip(r.Context(), &out)
+}
+
+// waiting lets a poll be abandoned.
+type waiting struct{ x *syncExchange }
+
+func (w waiting) Begin(abandon func()) bool { return w.x.arm(abandon) }
+func (w waiting) Over() bool                { return w.x.disarm() }
+
+// interim passes a 1xx answer on.
+func interim(w http.ResponseWriter, status int, header http.Header) {
+	ours := w.Header()
+	before := ours.Clone()
+	maps.Copy(ours, header)
+	w.WriteHeader(status)
+	clear(ours) // net/http keeps them for the answer proper
+	maps.Copy(ours, before)
 }
 
 // fields are the header fields of the request as it goes to the homeserver.

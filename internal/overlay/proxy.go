@@ -63,8 +63,7 @@ type Proxy struct {
 	knowledge atomic.Pointer[Knowledge] // nil until Learn
 	learnt    chan struct{}             // closed by Learn
 
-	stopping context.Context // done once Hurry was called
-	stop     context.CancelFunc
+	hurried hurried
 }
 
 // New returns a proxy. It starts nothing, and until Learn it edits nothing but /versions.
@@ -77,7 +76,6 @@ func New(cfg Config) *Proxy {
 		}
 		p.wire = wire.New(addr)
 	}
-	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.proxy = httputil.ReverseProxy{
 		Rewrite:        p.rewrite,
 		Transport:      hurrier{p.transport},
@@ -99,11 +97,14 @@ func (p *Proxy) Learn(k Knowledge) {
 
 // Hurry has every long poll answered at once, those that come later as well: freshen is about to stop, and a client that
 // is answered comes back to whoever serves then.
-func (p *Proxy) Hurry() { p.stop() }
+func (p *Proxy) Hurry() { p.hurried.hurry() }
+
+// Polls is how many syncs are being answered, most of which wait.
+func (p *Proxy) Polls() int { return p.hurried.count() }
 
 // Close closes the connections that are not in use.
 func (p *Proxy) Close() {
-	p.stop()
+	p.Hurry()
 	p.transport.CloseIdleConnections()
 	if p.wire != nil {
 		p.wire.CloseIdleConnections()

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -59,35 +61,79 @@ func (p *Proxy) serveSync(w http.ResponseWriter, r *http.Request) {
 		p.pass(w, r, nil)
 		return
 	}
-	query := r.URL.Query()
-	timeout, _ := strconv.ParseInt(query.Get("timeout"), 10, 64)
+	timeout, _ := strconv.ParseInt(valueOf(r.URL.RawQuery, "timeout"), 10, 64)
 	p.serveExchange(w, r, cred, &syncExchange{
-		p: p, shape: plainShape, since: query.Get("since"), waits: timeout > 0 && r.ContentLength == 0,
+		p: p, shape: plainShape, since: valueOf(r.URL.RawQuery, "since"), waits: timeout > 0 && r.ContentLength == 0,
 	})
 }
 
 func (p *Proxy) serveExchange(w http.ResponseWriter, r *http.Request, cred homeserver.Credentials, x *syncExchange) {
+	defer x.end()
+	p.hurried.add(x)
+	defer p.hurried.remove(x)
+	who, known := p.cfg.Who.Known(cred)
+	if k := p.knowledge.Load(); known && k != nil {
+		x.ctx = r.Context()
+		x.begin(k, who, cred)
+		p.pass(w, r, x)
+		return
+	}
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	x.ctx = ctx
-	defer x.end()
-	defer context.AfterFunc(p.stopping, x.hurry)()
-	who, known := p.cfg.Who.Known(cred)
-	if k := p.knowledge.Load(); known && k != nil {
-		x.begin(k, who, cred)
-	} else {
-		// Whose token it is, is asked while the homeserver answers and never before.
-		go func() {
-			if who, err := p.cfg.Who.Identify(ctx, cred); err == nil {
-				select {
-				case <-p.learnt:
-					x.begin(p.knowledge.Load(), who, cred)
-				case <-ctx.Done():
-				}
+	// Whose token it is, is asked while the homeserver answers and never before.
+	go func() {
+		if who, err := p.cfg.Who.Identify(ctx, cred); err == nil {
+			select {
+			case <-p.learnt:
+				x.begin(p.knowledge.Load(), who, cred)
+			case <-ctx.Done():
 			}
-		}()
+		}
+	}()
+	p.pass(w, r, x)
+}
+
+// hurried are the polls in flight, which are all hurried when freshen stops.
+type hurried struct {
+	mu    sync.Mutex
+	polls map[*syncExchange]struct{}
+	all   bool
+}
+
+func (h *hurried) add(x *syncExchange) {
+	h.mu.Lock()
+	if h.polls == nil {
+		h.polls = map[*syncExchange]struct{}{}
 	}
-	p.pass(w, r.WithContext(ctx), x)
+	h.polls[x] = struct{}{}
+	all := h.all
+	h.mu.Unlock()
+	if all {
+		x.hurry()
+	}
+}
+
+func (h *hurried) remove(x *syncExchange) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.polls, x)
+}
+
+func (h *hurried) count() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.polls)
+}
+
+func (h *hurried) hurry() {
+	h.mu.Lock()
+	h.all = true
+	polls := slices.Collect(maps.Keys(h.polls))
+	h.mu.Unlock()
+	for _, x := range polls {
+		x.hurry()
+	}
 }
 
 // begin registers the poll once it is known whose it is, and what there is to be told.
@@ -231,6 +277,23 @@ func (x *syncExchange) withoutWaiting(rawQuery string) (query string, body []byt
 		return rawQuery, x.sliding.body
 	}
 	return rawQuery, edited
+}
+
+// valueOf is [url.Values.Get] of a query, without making a map of all of it.
+func valueOf(rawQuery, name string) string {
+	for part := range strings.SplitSeq(rawQuery, "&") {
+		found, value, _ := strings.Cut(part, "=")
+		if strings.Contains(part, ";") {
+			continue // net/url takes it for a mistake
+		}
+		if found, err := url.QueryUnescape(found); err != nil || found != name {
+			continue
+		}
+		if value, err := url.QueryUnescape(value); err == nil {
+			return value
+		}
+	}
+	return ""
 }
 
 // withoutTimeout sets timeout=0 in a query.

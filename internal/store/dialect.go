@@ -34,7 +34,9 @@ var sqliteDialect = dialect{
 	claimDestinations: claimDestinations(oneOfSQLite),
 }
 
-func oneOfSQLite(placeholder string) string { return `IN (SELECT value FROM json_each(` + placeholder + `))` }
+func oneOfSQLite(placeholder string) string {
+	return `IN (SELECT value FROM json_each(` + placeholder + `))`
+}
 
 const commit = `COMMIT`
 

@@ -48,11 +48,23 @@ type Request struct {
 	// Header has the other fields, but for Content-Length.
 	Header iter.Seq2[string, string]
 	Body   []byte
-	// Waits says that the answer may take long, so that nothing that an answer needs is to be held ready for it.
-	Waits bool
+	// Wait says that the answer may take long, and is told how to abandon it; nil for one that comes soon.
+	Wait Wait
 	// Interim is told of the 1xx answers; nil where nobody wants to hear of them.
 	Interim func(status int, header http.Header)
 }
+
+// Wait is who may abandon a request while its answer has not begun.
+type Wait interface {
+	// Begin is called before the request is sent, more than once if it is sent again. abandon, which may be called until
+	// Over is, ends the request. If Begin returns false, it is not sent.
+	Begin(abandon func()) bool
+	// Over is called once the answer has begun or failed, and says whether it was abandoned before.
+	Over() (abandoned bool)
+}
+
+// ErrAbandoned is what RoundTrip returns if the request was abandoned.
+var ErrAbandoned = errors.New("the request was abandoned while it waited for its answer")
 
 // Transport is the connections. It may be used by several goroutines at once.
 type Transport struct {
@@ -108,6 +120,9 @@ func (t *Transport) RoundTrip(ctx context.Context, req *Request) (*http.Response
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
+		if errors.Is(err, ErrAbandoned) {
+			return nil, err
+		}
 		// The server had closed it in the moment in which we took it.
 		if !kept || !untouched {
 			return nil, err
@@ -130,7 +145,7 @@ func (t *Transport) get(ctx context.Context) (c *conn, kept bool, err error) {
 		}
 		_ = c.net.Close()
 	}
-	opened, err := t.dialer.DialContext(ctx, "tcp", t.addr)
+	opened, err := t.dial(ctx)
 	if err != nil {
 		return nil, false, err
 	}
@@ -140,6 +155,17 @@ func (t *Transport) get(ctx context.Context) (c *conn, kept bool, err error) {
 		return nil, false, err
 	}
 	return &conn{net: opened, raw: raw}, false, nil
+}
+
+// dial connects on a stack of its own: this goroutine's may be about to wait for long, and does not shrink while it does.
+func (t *Transport) dial(ctx context.Context) (opened net.Conn, err error) {
+	done := make(chan struct{})
+	go func() {
+		opened, err = t.dialer.DialContext(ctx, "tcp", t.addr)
+		close(done)
+	}()
+	<-done
+	return opened, err
 }
 
 // put keeps a connection whose answer was read to its end.
@@ -193,13 +219,8 @@ func (t *Transport) ask(ctx context.Context, c *conn, req *Request) (_ *http.Res
 			c.close()
 		}
 	}()
-	if err := c.write(req); err != nil {
+	if err := c.send(req); err != nil {
 		return nil, true, err
-	}
-	if req.Waits {
-		if err := await(c.raw); err != nil {
-			return nil, true, err
-		}
 	}
 	c.head = headLimit{net: c.net, left: maxHead}
 	c.in = readers.Get().(*bufio.Reader)
@@ -222,6 +243,23 @@ func (t *Transport) ask(ctx context.Context, c *conn, req *Request) (_ *http.Res
 		resp.Body = b
 	}
 	return resp, false, nil
+}
+
+// send writes the request, and if that may take long awaits its answer.
+func (c *conn) send(req *Request) (err error) {
+	if req.Wait == nil {
+		return c.write(req)
+	}
+	if !req.Wait.Begin(func() { _ = c.net.SetDeadline(longAgo) }) {
+		return ErrAbandoned
+	}
+	if err = c.write(req); err == nil {
+		err = await(c.raw)
+	}
+	if req.Wait.Over() {
+		return ErrAbandoned
+	}
+	return err
 }
 
 func (c *conn) write(req *Request) error {

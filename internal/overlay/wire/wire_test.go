@@ -307,10 +307,71 @@ func TestBodiesAndPollsThatWait(t *testing.T) {
 	tr := transport(t, s)
 	for _, body := range []string{"", "{}", strings.Repeat("x", 300_000)} {
 		req := request(s, http.MethodPost)
-		req.Body, req.Waits = []byte(body), true
+		req.Body, req.Wait = []byte(body), &waits{}
 		if status, got, err := ask(t, tr, req); status != 200 || got != body || err != nil {
 			t.Errorf("a body of %d bytes came back as %d bytes: %d %v", len(body), len(got), status, err)
 		}
+	}
+}
+
+// waits abandons a request as soon as it waits, or before.
+type waits struct {
+	before, during bool
+	mu             sync.Mutex
+	abandoned      bool
+}
+
+func (w *waits) Begin(abandon func()) bool {
+	if w.during {
+		time.AfterFunc(10*time.Millisecond, func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.abandoned = true
+			abandon()
+		})
+	}
+	return !w.before
+}
+
+func (w *waits) Over() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.abandoned
+}
+
+// A poll that is abandoned ends at once, and its connection is nobody's any more; the next request gets its own answer.
+func TestAbandon(t *testing.T) {
+	for name, wait := range map[string]*waits{"before it is sent": {before: true}, "while it waits": {during: true}} {
+		t.Run(name, func(t *testing.T) {
+			gone := make(chan struct{})
+			s := serve(t, func(conn net.Conn, req *http.Request, _ int64) bool {
+				if req.Method == http.MethodHead {
+					return text(conn, "HTTP/1.1 204 No Content\n\n")
+				}
+				_, _ = conn.Read(make([]byte, 1)) // until the other end leaves
+				close(gone)
+				return false
+			})
+			tr := transport(t, s)
+			if status, _, err := ask(t, tr, request(s, http.MethodHead)); status != 204 { // leaves a connection to use again
+				t.Fatal(status, err)
+			}
+			req := request(s, http.MethodGet)
+			req.Wait = wait
+			if _, _, err := ask(t, tr, req); !errors.Is(err, wire.ErrAbandoned) {
+				t.Errorf("it ended with %v", err)
+			}
+			if wait.during {
+				select {
+				case <-gone:
+				case <-time.After(patience):
+					t.Error("the server was not left")
+				}
+			}
+			if status, _, err := ask(t, tr, request(s, http.MethodHead)); status != 204 || err != nil {
+				t.Errorf("afterwards: %d %v", status, err)
+			}
+		})
 	}
 }
 

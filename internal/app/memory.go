@@ -1,0 +1,42 @@
+package app
+
+import (
+	"context"
+	"os"
+	"runtime/debug"
+	"time"
+)
+
+const (
+	// manyPolls is from how many polls that wait on the heap is mostly theirs.
+	manyPolls = 1000
+	// manyPercent is by how much the heap may grow then before it is collected; Go's own measure otherwise.
+	manyPercent, fewPercent = 40, 100
+)
+
+// boundMemory keeps what is garbage small beside what polls that wait take, which lives for long: with ten thousand of
+// them Go would let as much garbage gather as they take themselves. An administrator's GOGC stands.
+func (a *App) boundMemory(ctx context.Context) {
+	if os.Getenv("GOGC") != "" {
+		return
+	}
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	defer debug.SetGCPercent(fewPercent)
+	percent := fewPercent
+	for {
+		want := fewPercent
+		if a.proxy.Polls() >= manyPolls {
+			want = manyPercent
+		}
+		if want != percent {
+			debug.SetGCPercent(want)
+			percent = want
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
