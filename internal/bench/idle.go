@@ -70,8 +70,12 @@ func (b *bench) waiting(p proxy, polls int) (float64, error) {
 			return 0, err
 		}
 		defer c.conn.Close()
+		r := request{p.addr, "/_matrix/client/v3/sync?since=s1&mb=0", token("user" + strconv.Itoa(i))}
+		if _, err := c.get(r.bytes(), io.Discard); err != nil { // a client that waits has synced before
+			return 0, err
+		}
 		c.in, c.copy = nil, nil // nothing will come
-		r := request{p.addr, "/_matrix/client/v3/sync?since=s1&timeout=30000", token("user" + strconv.Itoa(i))}
+		r.path = "/_matrix/client/v3/sync?since=s2&timeout=30000"
 		if _, err := c.conn.Write(r.bytes()); err != nil {
 			return 0, err
 		}

@@ -40,18 +40,21 @@ type world struct {
 	http   *http.Client
 	users  []string
 
+	direct  string        // the homeserver's own URL
 	waiting chan struct{} // gets one for each poll that has come to wait at the homeserver
 
 	mu       sync.Mutex
-	answered time.Time // when the remote's last byte was written
+	release  chan struct{} // closed: the polls that wait there of themselves are answered
+	answered time.Time     // when the remote's last byte was written
 	lists    int
 }
 
 // newWorld starts freshen for so many users, who share a room with bob.
 func newWorld(ctx context.Context, tb testing.TB, users int) *world {
 	tb.Helper()
-	w := &world{TB: tb, ctx: ctx, ca: fedtest.NewCA(tb), dir: tb.TempDir(), waiting: make(chan struct{}, users)}
+	w := &world{TB: tb, ctx: ctx, ca: fedtest.NewCA(tb), dir: tb.TempDir(), waiting: make(chan struct{}, users), release: make(chan struct{})}
 	hs := hstest.New(tb)
+	w.direct = hs.URL().String()
 	hs.HandleFunc("/_matrix/client/v3/sync", w.sync)
 	for i := range users {
 		name := "user" + strconv.Itoa(i)
@@ -110,9 +113,15 @@ func (w *world) serve(a *app.App, transport *http.Transport) {
 func (w *world) sync(rw http.ResponseWriter, r *http.Request) {
 	query := r.URL.Query()
 	if query.Get("timeout") != "0" {
+		w.mu.Lock()
+		release := w.release
+		w.mu.Unlock()
 		w.waiting <- struct{}{}
-		<-r.Context().Done()
-		return
+		select {
+		case <-release:
+		case <-r.Context().Done():
+			return
+		}
 	}
 	since, _ := strconv.Atoi(query.Get("since"))
 	hstest.WriteJSON(rw, http.StatusOK, map[string]any{
@@ -156,7 +165,7 @@ type woken struct {
 
 // poll syncs and wants bob to be announced.
 func (w *world) poll(user string, since int) woken {
-	body, err := w.ask(http.MethodGet, fmt.Sprintf("/_matrix/client/v3/sync?timeout=30000&since=%d", since), user, http.StatusOK)
+	body, err := w.ask(http.MethodGet, fmt.Sprintf("%s/_matrix/client/v3/sync?timeout=30000&since=%d", w.url, since), user, http.StatusOK)
 	end := woken{user: user, at: time.Now(), err: err}
 	if err != nil {
 		return end
@@ -180,12 +189,12 @@ func (w *world) poll(user string, since int) woken {
 
 // refresh asks for bob's list.
 func (w *world) refresh(user string) error {
-	_, err := w.ask(http.MethodPost, "/_matrix/client/v3/user/"+string(w.bob)+"/devices/refresh", user, http.StatusAccepted)
+	_, err := w.ask(http.MethodPost, w.url+"/_matrix/client/v3/user/"+string(w.bob)+"/devices/refresh", user, http.StatusAccepted)
 	return err
 }
 
-func (w *world) ask(method, path, user string, want int) ([]byte, error) {
-	req, err := http.NewRequestWithContext(w.ctx, method, w.url+path, http.NoBody)
+func (w *world) ask(method, url, user string, want int) ([]byte, error) {
+	req, err := http.NewRequestWithContext(w.ctx, method, url, http.NoBody)
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +206,7 @@ func (w *world) ask(method, path, user string, want int) ([]byte, error) {
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err == nil && resp.StatusCode != want {
-		err = fmt.Errorf("%s %s: status %d: %.200s", method, path, resp.StatusCode, body)
+		err = fmt.Errorf("%s %s: status %d: %.200s", method, url, resp.StatusCode, body)
 	}
 	return body, err
 }
@@ -210,12 +219,8 @@ func (w *world) wake(since []int) (each []time.Duration, err error) {
 	for i, user := range w.users {
 		go func() { ends <- w.poll(user, since[i]) }()
 	}
-	for range w.users {
-		select {
-		case <-w.waiting:
-		case <-time.After(20 * time.Second):
-			return nil, errors.New("a poll has not come to wait at the homeserver")
-		}
+	if err := w.allWait(); err != nil {
+		return nil, err
 	}
 	if err := w.refresh(w.users[0]); err != nil {
 		return nil, err
@@ -233,6 +238,48 @@ func (w *world) wake(since []int) (each []time.Duration, err error) {
 		since[index] = end.next
 	}
 	return each, nil
+}
+
+func (w *world) allWait() error {
+	for range w.users {
+		select {
+		case <-w.waiting:
+		case <-time.After(20 * time.Second):
+			return errors.New("a poll has not come to wait at the homeserver")
+		}
+	}
+	return nil
+}
+
+// write has everybody's poll wait at the homeserver itself, which answers them all at once, and returns how long after
+// that the last one's answer was there.
+func (w *world) write() (time.Duration, error) {
+	ends := make(chan woken, len(w.users))
+	for _, user := range w.users {
+		go func() {
+			_, err := w.ask(http.MethodGet, w.direct+"/_matrix/client/v3/sync?timeout=30000&since=1", user, http.StatusOK)
+			ends <- woken{at: time.Now(), err: err}
+		}()
+	}
+	if err := w.allWait(); err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	w.mu.Lock()
+	close(w.release)
+	w.release = make(chan struct{})
+	w.mu.Unlock()
+	var last time.Time
+	for range w.users {
+		end := <-ends
+		if end.err != nil {
+			return 0, end.err
+		}
+		if end.at.After(last) {
+			last = end.at
+		}
+	}
+	return last.Sub(began), nil
 }
 
 // deviceList is the body of /user/devices for so many devices; version is in each device's keys.

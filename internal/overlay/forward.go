@@ -62,6 +62,7 @@ func (p *Proxy) forward(w http.ResponseWriter, r *http.Request, x exchange) {
 			return
 		}
 	}
+	untyped(w)
 	header := w.Header()
 	ends := named(resp.Header["Connection"])
 	for name, values := range resp.Header {
@@ -117,6 +118,7 @@ func (p *Proxy) ask(w http.ResponseWriter, r *http.Request, x exchange) (*http.R
 		out.Target = p.prefix + path + "?" + query
 	}
 	out.Wait = nil
+	defer p.hurried.done(poll)
 	return p.wire.RoundTrip(r.Context(), &out)
 }
 

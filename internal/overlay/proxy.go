@@ -97,7 +97,7 @@ func (p *Proxy) Learn(k Knowledge) {
 
 // Hurry has every long poll answered at once, those that come later as well: freshen is about to stop, and a client that
 // is answered comes back to whoever serves then.
-func (p *Proxy) Hurry() { p.hurried.hurry() }
+func (p *Proxy) Hurry() { p.hurried.hurryAll() }
 
 // Polls is how many syncs are being answered, most of which wait.
 func (p *Proxy) Polls() int { return p.hurried.count() }
@@ -146,6 +146,7 @@ func (p *Proxy) pass(w http.ResponseWriter, r *http.Request, x exchange) {
 		p.forward(w, r, x)
 		return
 	}
+	untyped(w)
 	if x != nil {
 		r = r.WithContext(context.WithValue(r.Context(), exchangeKey{}, x))
 	}
@@ -153,8 +154,6 @@ func (p *Proxy) pass(w http.ResponseWriter, r *http.Request, x exchange) {
 }
 
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	// Keeps net/http from guessing a type where the homeserver names none.
-	w.Header()["Content-Type"] = nil
 	if r.Body != nil && r.Body != http.NoBody {
 		// Else net/http closes the client's body once the answer begins, and the transport, which may still be looking for
 		// its end, takes that for a broken upload and drops the answer. Writers other than HTTP/1's need none of this.
@@ -211,6 +210,9 @@ func route(r *http.Request) routeName {
 	}
 	return routePass
 }
+
+// untyped keeps net/http from guessing a type where the homeserver names none.
+func untyped(w http.ResponseWriter) { w.Header()["Content-Type"] = nil }
 
 func (p *Proxy) rewrite(pr *httputil.ProxyRequest) {
 	in, out := pr.In, pr.Out

@@ -5,10 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
-	"maps"
 	"net/http"
 	"net/url"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -53,6 +51,9 @@ type syncExchange struct {
 	ended  bool
 	abort  func() // abandons the homeserver's long poll; nil unless one is waiting
 	hasten bool   // hurrying was asked for
+	begun  bool   // the answer has begun without it
+
+	turn turn // guarded by hurried.mu
 }
 
 func (p *Proxy) serveSync(w http.ResponseWriter, r *http.Request) {
@@ -94,48 +95,6 @@ func (p *Proxy) serveExchange(w http.ResponseWriter, r *http.Request, cred homes
 	p.pass(w, r, x)
 }
 
-// hurried are the polls in flight, which are all hurried when freshen stops.
-type hurried struct {
-	mu    sync.Mutex
-	polls map[*syncExchange]struct{}
-	all   bool
-}
-
-func (h *hurried) add(x *syncExchange) {
-	h.mu.Lock()
-	if h.polls == nil {
-		h.polls = map[*syncExchange]struct{}{}
-	}
-	h.polls[x] = struct{}{}
-	all := h.all
-	h.mu.Unlock()
-	if all {
-		x.hurry()
-	}
-}
-
-func (h *hurried) remove(x *syncExchange) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.polls, x)
-}
-
-func (h *hurried) count() int {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return len(h.polls)
-}
-
-func (h *hurried) hurry() {
-	h.mu.Lock()
-	h.all = true
-	polls := slices.Collect(maps.Keys(h.polls))
-	h.mu.Unlock()
-	for _, x := range polls {
-		x.hurry()
-	}
-}
-
 // begin registers the poll once it is known whose it is, and what there is to be told.
 func (x *syncExchange) begin(k *Knowledge, who homeserver.Identity, cred homeserver.Credentials) {
 	device := freshen.Requester{UserID: who.UserID, DeviceID: who.DeviceID}
@@ -151,7 +110,7 @@ func (x *syncExchange) begin(k *Knowledge, who homeserver.Identity, cred homeser
 	if ended || !listens {
 		return
 	}
-	poll := k.Announcer.Begin(device, cred, x.since, x.hurry)
+	poll := k.Announcer.Begin(device, cred, x.since, func() { x.p.hurried.hurry(x) })
 	x.mu.Lock()
 	ended = x.ended
 	if !ended {
@@ -173,14 +132,16 @@ func (x *syncExchange) end() {
 	}
 }
 
-// hurry abandons the homeserver's long poll, if its answer has not begun.
-func (x *syncExchange) hurry() {
+// hurry abandons the homeserver's long poll, to ask again without waiting. If its answer has begun, there is nothing to
+// abandon: then it returns false.
+func (x *syncExchange) hurry() bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.hasten = true
 	if x.abort != nil {
 		x.abort()
 	}
+	return !x.begun
 }
 
 // arm says how the long poll can be abandoned; false means that it is not to be begun at all.
@@ -190,7 +151,7 @@ func (x *syncExchange) arm(abort func()) bool {
 	if x.hasten {
 		return false
 	}
-	x.abort = abort
+	x.abort, x.begun = abort, false
 	return true
 }
 
@@ -199,6 +160,7 @@ func (x *syncExchange) disarm() (hurried bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.abort = nil
+	x.begun = !x.hasten
 	return x.hasten
 }
 
@@ -226,6 +188,7 @@ func (x *syncExchange) patiently(parent context.Context, send func(ctx context.C
 		}
 	}
 	cancel(errHurried)
+	defer x.p.hurried.done(x)
 	return send(parent, false)
 }
 
