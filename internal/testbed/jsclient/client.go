@@ -3,6 +3,7 @@ package jsclient
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"maunium.net/go/mautrix/id"
 )
@@ -23,6 +24,7 @@ type Client struct {
 	name   string
 	user   id.UserID
 	device id.DeviceID
+	token  string
 	// engine is what the client's end-to-end encryption calls itself, with its version.
 	engine   string
 	password string
@@ -43,13 +45,14 @@ func (h *Host) signIn(ctx context.Context, account Account, register bool) (*Cli
 	var answer struct {
 		User   id.UserID   `json:"user"`
 		Device id.DeviceID `json:"device"`
+		Token  string      `json:"token"`
 		Crypto string      `json:"crypto"`
 	}
 	err := c.call(ctx, "login", map[string]any{
 		"url": account.URL, "localpart": account.Localpart, "password": account.Password, "deviceName": account.DeviceName,
 		"register": register,
 	}, &answer)
-	c.user, c.device, c.engine = answer.User, answer.Device, answer.Crypto
+	c.user, c.device, c.token, c.engine = answer.User, answer.Device, answer.Token, answer.Crypto
 	return c, err
 }
 
@@ -62,6 +65,9 @@ func (c *Client) UserID() id.UserID { return c.user }
 
 // DeviceID is the device's ID.
 func (c *Client) DeviceID() id.DeviceID { return c.device }
+
+// Token is the device's access token.
+func (c *Client) Token() string { return c.token }
 
 // Name is user and device, for messages.
 func (c *Client) Name() string { return fmt.Sprintf("%s (%s)", c.user, c.device) }
@@ -133,17 +139,20 @@ func (c *Client) Known(ctx context.Context, user id.UserID) (map[id.DeviceID]boo
 	return known.Devices, err
 }
 
-// AwaitDevice returns as soon as this client's own store has a device of user, with whether their cross-signing keys vouch
-// for it.
-func (c *Client) AwaitDevice(ctx context.Context, user id.UserID, device id.DeviceID) (vouchedFor bool, err error) {
-	err = c.call(ctx, "awaitDevice", map[string]any{"user": user, "device": device}, &vouchedFor)
-	return vouchedFor, err
+// AwaitVouchedFor returns as soon as this client's own store has a device of user that their cross-signing keys vouch for.
+func (c *Client) AwaitVouchedFor(ctx context.Context, user id.UserID, device id.DeviceID) error {
+	return c.call(ctx, "awaitVouchedFor", map[string]any{"user": user, "device": device}, nil)
 }
 
 // Refresh asks for a refresh of another user's device list, as the guide for client authors shows it, and returns the
-// sentence that the user would read.
-func (c *Client) Refresh(ctx context.Context, user id.UserID) (string, error) {
+// sentence that the user would read. After a success it waits for news for as long as patience says, or if that is 0 as the
+// guide does.
+func (c *Client) Refresh(ctx context.Context, user id.UserID, patience time.Duration) (string, error) {
+	args := map[string]any{"user": user}
+	if patience > 0 {
+		args["patienceMs"] = patience.Milliseconds()
+	}
 	var sentence string
-	err := c.call(ctx, "refresh", map[string]any{"user": user}, &sentence)
+	err := c.call(ctx, "refresh", args, &sentence)
 	return sentence, err
 }

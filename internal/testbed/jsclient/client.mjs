@@ -81,7 +81,10 @@ async function login(name, { url, localpart, password, deviceName, register }, u
     });
     await client.initRustCrypto({ useIndexedDB, cryptoDatabasePrefix: name });
     clients.set(name, new Device(client));
-    return { user: account.user_id, device: account.device_id, crypto: clients.get(name).crypto.getVersion() };
+    return {
+        user: account.user_id, device: account.device_id, token: account.access_token,
+        crypto: clients.get(name).crypto.getVersion(),
+    };
 }
 
 const commands = {
@@ -140,12 +143,12 @@ const commands = {
         return device.known(user);
     },
 
-    // awaitDevice resolves as soon as the client's own store has that device of user, signed by them or not.
-    awaitDevice(device, args) {
+    // awaitVouchedFor resolves as soon as the client's own store has that device of user, signed by them.
+    awaitVouchedFor(device, args) {
         return device.until(async () => {
-            const { devices } = await device.known(args.user);
-            return args.device in devices ? devices[args.device] : undefined;
-        }, () => `${args.device} is not known`, args);
+            const { devices, crossSigning } = await device.known(args.user);
+            return crossSigning && devices[args.device] ? true : undefined;
+        }, () => `${args.device} is not known, or not signed`, args);
     },
 
     async setUpCrossSigning(device, { password }) {
@@ -157,8 +160,8 @@ const commands = {
         });
     },
 
-    refresh({ client }, { user }) {
-        return refreshDevices(client, user);
+    refresh({ client }, { user, patienceMs }) {
+        return refreshDevices(client, user, patienceMs);
     },
 
     stop({ client }) {
