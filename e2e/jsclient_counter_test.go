@@ -41,8 +41,6 @@ type request struct {
 	oneTimeKeys bool
 	// status is that of the answer, 0 until it has come.
 	status int
-	// since is the token that a /sync has asked with.
-	since string
 	// changed is device_lists.changed in the answer to a /sync.
 	changed []id.UserID
 }
@@ -74,7 +72,7 @@ func newCounter(t *testing.T, target string) *counter {
 			panic(http.ErrAbortHandler)
 		}
 		r.Body = io.NopCloser(bytes.NewReader(body))
-		asked := &request{at: time.Now(), route: routeOf(r), since: r.URL.Query().Get("since")}
+		asked := &request{at: time.Now(), route: routeOf(r)}
 		asked.read(body)
 		c.change(func() { c.requests = append(c.requests, asked) })
 		proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), askedKey{}, asked)))

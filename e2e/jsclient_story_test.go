@@ -3,7 +3,9 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -28,20 +30,21 @@ const syncsFor = 10 * time.Second
 func TestEncryptingClients(all *testing.T) {
 	all.Parallel()
 	world := testbedtest.Own(all, testbed.Options{Freshen: true, ManyRefreshes: true})
+	upstream := countUpstream(all, world)
 	mautrix := withGo(all.Cleanup)
 	var cured []*story
 	all.Run("mautrix-go", func(t *testing.T) {
-		s := newStory(t, all, world)
+		s := newStory(t, all, world, upstream)
 		s.tell(t, mautrix, mautrix, mautrix)
 		cured = append(cured, s)
 	})
 	all.Run("matrix-js-sdk in Node.js", func(t *testing.T) {
-		s, js := newStory(t, all, world), withJS(startNode(t, all))
+		s, js := newStory(t, all, world, upstream), withJS(startNode(t, all))
 		s.tell(t, js, mautrix, js)
 		cured = append(cured, s)
 	})
 	all.Run("matrix-js-sdk in Chromium", func(t *testing.T) {
-		s := newStory(t, all, world)
+		s := newStory(t, all, world, upstream)
 		nginx := startNginx(t, all, world, s.counter.URL)
 		s.aliceURL = nginx.URL
 		s.tell(t, withJS(startBrowser(t, all, nginx.key)), mautrix, mautrix)
@@ -52,6 +55,23 @@ func TestEncryptingClients(all *testing.T) {
 	for _, s := range cured {
 		all.Run("what "+s.name+" sends", s.requirePeace)
 	}
+}
+
+// countUpstream has freshen ask its homeserver through a counter.
+func countUpstream(t *testing.T, world *testbed.World) *counter {
+	t.Helper()
+	c, ctx := newCounter(t, world.A.URL), testbedtest.Context(t, patience)
+	config, err := os.ReadFile(world.Freshen.ConfigFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(world.Freshen.ConfigFile, bytes.ReplaceAll(config, []byte(world.A.URL), []byte(c.URL)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(world.Freshen.Stop(ctx), world.Freshen.Start(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 // startNode starts Node.js, which ends with all.
@@ -105,28 +125,29 @@ func needJS(t *testing.T) {
 // story is that of one Alice, on A through freshen, and one Bob, on B.
 type story struct {
 	// name says what Alice's client is, as a part of a test's name.
-	name    string
-	world   *testbed.World
-	ctx     context.Context
-	counter *counter
-	// aliceURL is where Alice's client connects to; behind it stands counter.
+	name  string
+	world *testbed.World
+	ctx   context.Context
+	// counter stands between Alice's client and freshen, upstream between freshen and A.
+	counter, upstream *counter
+	// aliceURL is where Alice's client connects to, counter or what stands before it.
 	aliceURL string
 
 	alice, phone, laptop device
 	room                 id.RoomID
-	// quiet is the number of Alice's first request after she had heard all about Bob that her homeserver knew; refreshed
-	// that of her refresh, which was asked for at asked.
-	quiet, refreshed int
-	asked            time.Time
+	// quiet is the number of Alice's first request after she had heard all about Bob that her homeserver knew, quietUpstream
+	// that of the first one upstream; refreshed is that of her refresh, which was asked for at asked.
+	quiet, quietUpstream, refreshed int
+	asked                           time.Time
 	// said is how many messages were sent since then.
 	said int
 }
 
-func newStory(t, all *testing.T, world *testbed.World) *story {
+func newStory(t, all *testing.T, world *testbed.World, upstream *counter) *story {
 	t.Helper()
 	c := newCounter(all, world.Freshen.URL)
 	_, name, _ := strings.Cut(t.Name(), "/")
-	return &story{name: name, world: world, ctx: testbedtest.Context(all, 2*time.Minute), counter: c, aliceURL: c.URL}
+	return &story{name: name, world: world, upstream: upstream, ctx: testbedtest.Context(all, 2*time.Minute), counter: c, aliceURL: c.URL}
 }
 
 // tell goes from a shared room over a stale list to a message that decrypts again.
@@ -174,7 +195,7 @@ func (s *story) meet(t *testing.T, forAlice, forPhone signsIn) {
 	s.quiet = s.counter.mark()
 	s.must(t, s.alice.SetUpCrossSigning(s.ctx))
 	s.must(t, s.counter.await(s.ctx, s.quiet, 1, tellsOf(s.alice.UserID())))
-	s.quiet = s.counter.mark()
+	s.quiet, s.quietUpstream = s.counter.mark(), s.upstream.mark()
 }
 
 // goStale lets Bob sign in on a laptop and set up cross-signing there, while the link loses the updates.

@@ -50,7 +50,7 @@ func Node(ctx context.Context, parent string, progress io.Writer) (*Host, error)
 		return nil, fmt.Errorf("no way from Node.js: %w", err)
 	}
 	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("Node.js cannot be started: %w", err)
+		return nil, fmt.Errorf("Node.js cannot be started: %w", err) //nolint:staticcheck // a name
 	}
 	n := &node{cmd: cmd, stdin: stdin, log: log.Name(), done: make(chan struct{}), waiting: map[int]chan []byte{}}
 	go n.read(stdout)
@@ -102,7 +102,7 @@ func (n *node) do(ctx context.Context, command map[string]any) ([]byte, error) {
 	case data := <-answer:
 		return data, nil
 	case <-n.done:
-		return nil, fmt.Errorf("Node.js has ended, %w; its log is %s", errors.Join(errors.New("without an answer"), n.exit), n.log)
+		return nil, fmt.Errorf("Node.js has ended, %w; its log is %s", errors.Join(errors.New("without an answer"), n.exit), n.log) //nolint:staticcheck // a name
 	case <-ctx.Done():
 		return nil, fmt.Errorf("%w; the log of Node.js is %s", ctx.Err(), n.log)
 	}
@@ -119,7 +119,7 @@ func (n *node) send(command map[string]any, answer chan []byte) error {
 	}
 	n.waiting[n.last] = answer
 	if _, err := n.stdin.Write(append(line, '\n')); err != nil {
-		return fmt.Errorf("Node.js takes no commands any more: %w; its log is %s", err, n.log)
+		return fmt.Errorf("Node.js takes no commands any more: %w; its log is %s", err, n.log) //nolint:staticcheck // a name
 	}
 	return nil
 }
