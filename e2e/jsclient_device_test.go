@@ -35,6 +35,7 @@ type device interface {
 	// AwaitUndecryptable returns nil as soon as a message has come whose key the device was not given.
 	AwaitUndecryptable(ctx context.Context, message id.EventID) error
 	SetUpCrossSigning(ctx context.Context) error
+	DeleteDevice(ctx context.Context, device id.DeviceID) error
 	// Known asks nobody.
 	Known(ctx context.Context, user id.UserID) (map[id.DeviceID]bool, error)
 	// AwaitVouchedFor returns as soon as the device itself knows one of user that their cross-signing keys vouch for.

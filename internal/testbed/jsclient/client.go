@@ -129,6 +129,11 @@ func (c *Client) SetUpCrossSigning(ctx context.Context) error {
 	return c.call(ctx, "setUpCrossSigning", map[string]any{"password": c.password}, nil)
 }
 
+// DeleteDevice signs another device of this user out, with the password.
+func (c *Client) DeleteDevice(ctx context.Context, device id.DeviceID) error {
+	return c.call(ctx, "deleteDevice", map[string]any{"device": device, "password": c.password}, nil)
+}
+
 // Known lists the devices of a user that this client's own store has, with whether the user's own cross-signing keys vouch
 // for each. It asks nobody.
 func (c *Client) Known(ctx context.Context, user id.UserID) (map[id.DeviceID]bool, error) {

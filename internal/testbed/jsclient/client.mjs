@@ -160,6 +160,17 @@ const commands = {
         });
     },
 
+    // deleteDevice signs another device of the user out, with the password.
+    async deleteDevice({ client }, { device, password }) {
+        const identifier = { type: "m.id.user", user: client.getUserId() };
+        try {
+            await client.deleteDevice(device);
+        } catch (error) {
+            if (!error.data?.session) throw error;
+            await client.deleteDevice(device, { type: "m.login.password", identifier, password, session: error.data.session });
+        }
+    },
+
     refresh({ client }, { user, patienceMs }) {
         return refreshDevices(client, user, patienceMs);
     },
