@@ -27,6 +27,7 @@ type device interface {
 	Make() string
 	// StartSync returns when the device has published its keys and syncs.
 	StartSync(ctx context.Context) error
+	StopSync(ctx context.Context) error
 	CreateEncryptedRoom(ctx context.Context, invite ...id.UserID) (id.RoomID, error)
 	Join(ctx context.Context, room id.RoomID, via string) error
 	AwaitMember(ctx context.Context, room id.RoomID, user id.UserID) error
@@ -74,6 +75,11 @@ func (d goDevice) StartSync(ctx context.Context) error {
 	d.Client.StartSync(ctx)
 	_, err := d.AwaitWaiting(ctx)
 	return err
+}
+
+func (d goDevice) StopSync(context.Context) error {
+	d.Client.StopSync()
+	return nil
 }
 
 func (d goDevice) AwaitUndecryptable(ctx context.Context, message id.EventID) error {

@@ -33,13 +33,15 @@ func TestEncryptingClients(all *testing.T) {
 	upstream := countUpstream(all, world)
 	mautrix := withGo(all.Cleanup)
 	var cured []*story
+	var page *story // the one of cured whose Alice is in a browser
 	all.Run("mautrix-go", func(t *testing.T) {
 		s := newStory(t, all, world, upstream)
 		s.tell(t, mautrix, mautrix, mautrix)
 		cured = append(cured, s)
 	})
 	all.Run("matrix-js-sdk in Node.js", func(t *testing.T) {
-		s, js := newStory(t, all, world, upstream), withJS(startNode(t, all))
+		js := withJS(startNode(t, all))
+		s := newStory(t, all, world, upstream)
 		s.tell(t, js, mautrix, js)
 		cured = append(cured, s)
 	})
@@ -49,12 +51,15 @@ func TestEncryptingClients(all *testing.T) {
 		s.aliceURL = nginx.URL
 		s.tell(t, withJS(startBrowser(t, all, nginx.key)), mautrix, mautrix)
 		nginx.requireBrowsersWay(t, s.phone.UserID().String())
-		cured = append(cured, s)
+		cured, page = append(cured, s), s
 	})
 	talk(all, cured)
 	for _, s := range cured {
 		all.Run("what "+s.name+" sends", s.requirePeace)
 		all.Run("a lost deletion, with "+s.name, s.forgetPhone)
+	}
+	if page != nil {
+		all.Run("a page that was closed meanwhile", func(t *testing.T) { page.reopen(t, mautrix) })
 	}
 }
 
@@ -149,7 +154,7 @@ func newStory(t, all *testing.T, world *testbed.World, upstream *counter) *story
 	t.Helper()
 	c := newCounter(all, world.Freshen.URL)
 	_, name, _ := strings.Cut(t.Name(), "/")
-	return &story{name: name, world: world, upstream: upstream, ctx: testbedtest.Context(all, 2*time.Minute), counter: c, aliceURL: c.URL}
+	return &story{name: name, world: world, upstream: upstream, ctx: testbedtest.Context(all, 5*time.Minute), counter: c, aliceURL: c.URL}
 }
 
 // tell goes from a shared room over a stale list to a message that decrypts again.
@@ -244,6 +249,7 @@ func talk(t *testing.T, stories []*story) {
 func (s *story) forgetPhone(t *testing.T) {
 	s.world.Link.LoseDeviceLists(true)
 	defer s.world.Link.LoseDeviceLists(false)
+	s.must(t, s.phone.StopSync(s.ctx))
 	s.must(t, s.laptop.DeleteDevice(s.ctx, s.phone.DeviceID()))
 	s.must(t, s.world.Link.AwaitLost(s.ctx, 1, func(edu testbed.LostEDU) bool {
 		return edu.Deleted && edu.DeviceID == string(s.phone.DeviceID())

@@ -125,7 +125,10 @@ func (b *browser) serve(ctx context.Context, dir string) (string, error) {
 // open starts Chromium and returns when the clients' code is loaded.
 func (b *browser) open(ctx context.Context) error {
 	// The first action starts the browser, whose life would end with a context that has a deadline.
-	if err := chromedp.Do(b.tab); err != nil {
+	stop := context.AfterFunc(ctx, b.cancel)
+	err := chromedp.Do(b.tab)
+	stop()
+	if err != nil {
 		return err
 	}
 	tab, cancel := b.until(ctx)
@@ -133,7 +136,7 @@ func (b *browser) open(ctx context.Context) error {
 	if err := chromedp.Do(tab, chromedp.Navigate(b.origin)); err != nil {
 		return err
 	}
-	_, err := chromedp.Run(tab, chromedp.Poll[bool]("!!window.freshenRun"))
+	_, err = chromedp.Run(tab, chromedp.Poll[bool]("!!window.freshenRun"))
 	return err
 }
 

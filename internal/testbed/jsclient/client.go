@@ -85,6 +85,12 @@ func (c *Client) StopSync(ctx context.Context) error {
 	return c.call(ctx, "stop", map[string]any{}, nil)
 }
 
+// Reopen is what closing a page and opening it again is, for a client in a browser: it has kept its keys and what it knew of
+// others' devices, and everything else begins anew, with a /sync without since when StartSync is called.
+func (c *Client) Reopen(ctx context.Context) error {
+	return c.call(ctx, "reopen", map[string]any{}, nil)
+}
+
 // CreateEncryptedRoom makes a private encrypted room and invites others.
 func (c *Client) CreateEncryptedRoom(ctx context.Context, invite ...id.UserID) (id.RoomID, error) {
 	var room id.RoomID
@@ -142,6 +148,11 @@ func (c *Client) Known(ctx context.Context, user id.UserID) (map[id.DeviceID]boo
 	}
 	err := c.call(ctx, "known", map[string]any{"user": user}, &known)
 	return known.Devices, err
+}
+
+// AwaitDevice returns as soon as this client's own store has a device of user.
+func (c *Client) AwaitDevice(ctx context.Context, user id.UserID, device id.DeviceID) error {
+	return c.call(ctx, "awaitDevice", map[string]any{"user": user, "device": device}, nil)
 }
 
 // AwaitVouchedFor returns as soon as this client's own store has a device of user that their cross-signing keys vouch for.

@@ -76,19 +76,30 @@ async function login(name, { url, localpart, password, deviceName, register }, u
               type: "m.login.password", identifier: { type: "m.id.user", user: localpart }, password,
               initial_device_display_name: deviceName,
           });
-    const client = createClient({
-        baseUrl: url, userId: account.user_id, deviceId: account.device_id, accessToken: account.access_token,
-    });
-    await client.initRustCrypto({ useIndexedDB, cryptoDatabasePrefix: name });
-    clients.set(name, new Device(client));
+    await open(name, url, account, useIndexedDB);
     return {
         user: account.user_id, device: account.device_id, token: account.access_token,
         crypto: clients.get(name).crypto.getVersion(),
     };
 }
 
+// open makes the client of a device that has signed in. In a browser it finds the keys that the device has had before.
+async function open(name, baseUrl, { user_id: userId, device_id: deviceId, access_token: accessToken }, useIndexedDB) {
+    const client = createClient({ baseUrl, userId, deviceId, accessToken });
+    await client.initRustCrypto({ useIndexedDB, cryptoDatabasePrefix: name });
+    clients.set(name, new Device(client));
+}
+
 const commands = {
     login,
+
+    // reopen is what closing a page and opening it again is: the keys are kept, and everything else begins anew.
+    async reopen({ client }) {
+        client.stopClient();
+        const account = { user_id: client.getUserId(), device_id: client.getDeviceId(), access_token: client.getAccessToken() };
+        const [name] = [...clients].find(([, device]) => device.client === client);
+        await open(name, client.getHomeserverUrl(), account, true);
+    },
 
     async startSync(device, args) {
         await device.client.startClient({ initialSyncLimit: 20 });
@@ -141,6 +152,13 @@ const commands = {
 
     known(device, { user }) {
         return device.known(user);
+    },
+
+    // awaitDevice resolves as soon as the client's own store has that device of user.
+    awaitDevice(device, args) {
+        return device.until(async () => {
+            return args.device in (await device.known(args.user)).devices ? true : undefined;
+        }, () => `${args.device} is not known`, args);
     },
 
     // awaitVouchedFor resolves as soon as the client's own store has that device of user, signed by them.

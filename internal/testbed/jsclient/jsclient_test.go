@@ -55,18 +55,18 @@ func need(t *testing.T, err error) {
 func hosts(t *testing.T, f func(t *testing.T, ctx context.Context, h *Host)) {
 	_, err := Install(t.Context(), os.Stderr)
 	need(t, err)
-	for name, start := range map[string]func(ctx context.Context, dir string) (*Host, error){
-		"Node.js": func(ctx context.Context, dir string) (*Host, error) { return Node(ctx, dir, nil) },
-		"browser": func(ctx context.Context, dir string) (*Host, error) {
+	for name, start := range map[string]func(t *testing.T, ctx context.Context) (*Host, error){
+		"Node.js": func(t *testing.T, ctx context.Context) (*Host, error) { return Node(ctx, t.TempDir(), nil) },
+		"browser": func(t *testing.T, ctx context.Context) (*Host, error) {
 			_, err := FindBrowser()
 			need(t, err)
-			return Browser(ctx, dir, nil, nil)
+			return Browser(ctx, t.TempDir(), nil, nil)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			h, err := start(ctx, t.TempDir())
+			h, err := start(t, ctx)
 			if err != nil {
 				t.Fatal(err)
 			}
