@@ -21,7 +21,7 @@ SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test soak lint bench microbench fuzz go compiler servers dendrite clean
+.PHONY: help build demo test soak lint bench microbench fuzz go compiler servers clients dendrite clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,7 @@ demo: go ## Watch freshen between two real homeservers (KEEP=1 leaves them runni
 	@echo 'that takes minutes. All that it starts listens on loopback addresses alone.'
 	$(GO) run -tags $(TAGS) ./cmd/freshen-demo $(if $(filter-out 0,$(KEEP)),--keep)
 
-test: go compiler servers dendrite ## Run all tests, with the race detector and real homeservers
+test: go compiler servers clients dendrite ## Run all tests, with the race detector and real homeservers
 	$(GO) test -race -tags $(TAGS) -timeout $(TIMEOUT) ./...
 
 soak: go compiler servers ## Kill freshen KILLS=200 times under load, on SQLite and on Postgres, and upset three instances (SEED= of a run that failed)
@@ -98,6 +98,21 @@ servers:
 		! command -v systemctl >/dev/null || for package in $$missing; do systemctl disable -q "$$package" || true; done; \
 	else \
 		echo "Tests that need these Debian packages are left out (with CI set, they fail): as root, apt-get install$$missing" >&2; \
+	fi
+
+# Tests take matrix-js-sdk through the whole story, in Node.js and in a browser. They install it by themselves, with the Node.js
+# that it needs, by npm from a lock file and into .cache; npm and the browser must be there.
+clients:
+	@missing=; \
+	command -v npm >/dev/null || missing+=' npm'; \
+	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+		command -v google-chrome-stable >/dev/null || [ -e '/Applications/Google Chrome.app' ] || missing+=' chromium'; \
+	if [ -z "$$missing" ]; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing what the tests' clients run in: apt-get install$$missing"; \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
+	else \
+		echo "Tests of clients that need these Debian packages are left out (with CI set, they fail): as root, apt-get install$$missing" >&2; \
 	fi
 
 # The tests build Dendrite by themselves; here it is compiled into Go's build cache beforehand, where its progress shows

@@ -57,3 +57,10 @@ func freePort(ctx context.Context, ip netip.Addr) (netip.AddrPort, error) {
 	defer listener.Close()
 	return netip.ParseAddrPort(listener.Addr().String())
 }
+
+// FreePort finds a port of 127.0.0.1 that is free now, for a program that a test will have listen on it, and returns the
+// address with it.
+func FreePort(ctx context.Context) (string, error) {
+	port, err := freePort(ctx, localhost)
+	return port.String(), err
+}
