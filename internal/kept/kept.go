@@ -27,9 +27,9 @@ const (
 	sweepEvery = 5 * time.Minute
 	// forgetAfter is how long a list stays that no key query has had fetched again.
 	forgetAfter = 90 * 24 * time.Hour
-	// readTimeout bounds reading one list from the database.
-	readTimeout = time.Second
-	// readAgain is how long lists are not read after the database did not answer in time.
+	// readSlow is from when on a read that its caller gave up says that the database hangs.
+	readSlow = time.Second
+	// readAgain is how long no list is read after that.
 	readAgain = 10 * time.Second
 )
 
@@ -153,21 +153,21 @@ func (l *Lists) Users() []id.UserID {
 	return slices.AppendSeq(users, maps.Keys(l.fetching))
 }
 
-// Read returns user's list; nil if none is kept. A database that does not answer within a second is not asked again for
-// ten, so that one that hangs does not hold up each key query; the error is then [ErrNotRead].
+// Read returns user's list; nil if none is kept. The context's deadline is what the caller has to wait. A database that
+// lets it pass is not asked again for 10 s, so that one that hangs does not hold up each key query; the error is then
+// [ErrNotRead].
 func (l *Lists) Read(ctx context.Context, user id.UserID) (*freshen.DeviceList, error) {
 	l.mu.RLock()
 	unread := l.unread
 	l.mu.RUnlock()
-	if !unread.IsZero() && l.now().Sub(unread).Abs() < readAgain { // the clock may have been set back
+	began := l.now()
+	if !unread.IsZero() && began.Sub(unread).Abs() < readAgain { // the clock may have been set back
 		return nil, ErrNotRead
 	}
-	inTime, cancel := context.WithTimeout(ctx, readTimeout)
-	defer cancel()
-	list, err := l.store.KeptList(inTime, user)
-	if err != nil && inTime.Err() != nil && ctx.Err() == nil {
+	list, err := l.store.KeptList(ctx, user)
+	if now := l.now(); err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && now.Sub(began) >= readSlow {
 		l.mu.Lock()
-		l.unread = l.now()
+		l.unread = now
 		l.mu.Unlock()
 	}
 	return list, err
