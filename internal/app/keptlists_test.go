@@ -186,13 +186,11 @@ var arrows = map[string]func(t *testing.T){
 			})
 		}
 	},
-	"passed over":     passedOver,
-	"healed":          healed,
-	"kept once more":  keptOnceMore,
-	"forgotten":       forgotten,
-	"still in use":    stillInUse,
-	"served":          served,
-	"doubt by others": doubtByOthers,
+	"passed over":    passedOver,
+	"healed":         healed,
+	"kept once more": keptOnceMore,
+	"forgotten":      forgotten,
+	"served":         served,
 }
 
 // holds makes the server take a request, say so, and answer when it is told to.
@@ -313,7 +311,7 @@ func forgotten(t *testing.T) {
 }
 
 // A list that is fetched again now and then stays.
-func stillInUse(t *testing.T) {
+func TestAListInUseIsNotForgotten(t *testing.T) {
 	l := live(t)
 	l.refreshedFor(l.bob)
 	for range 2 {
@@ -338,7 +336,7 @@ func served(t *testing.T) {
 }
 
 // What one instance learns of a list, all of them know.
-func doubtByOthers(t *testing.T) {
+func TestKeptListsOfTwoInstances(t *testing.T) {
 	l := live(t, onPostgres(storetest.Shared(t).NewDatabase(t)))
 	other := &life{world: l.another(), r: l.r, bob: l.bob, clock: l.clock}
 	l.refreshed(aliceToken, l.bob)
