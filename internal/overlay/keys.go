@@ -128,22 +128,31 @@ func doubtful(info store.KeptInfo, now time.Time) bool {
 	return info.Suspect || now.Sub(info.FetchedAt).Abs() > kept.MaxAge // the clock may have been set back
 }
 
-// fetchDoubtful fetches the lists again that are asked for and may be out of date. One that the homeserver announces while
-// it is fetched is in doubt still, and fetched once more.
+// fetchDoubtful fetches the lists again that are asked for and may be out of date.
 func (k *Knowledge) fetchDoubtful(ctx context.Context, req keyquery.Request, now func() time.Time) {
 	var fetches errgroup.Group
 	fetches.SetLimit(maxRefetches)
 	for user := range req.Devices {
-		fetches.Go(func() error {
-			for range 2 {
-				if info, ok := k.Lists.Info(user); !ok || !doubtful(info, now()) || ctx.Err() != nil || !k.Refresher.Again(ctx, user) {
-					break
-				}
-			}
-			return nil
-		})
+		if info, ok := k.Lists.Info(user); ok && doubtful(info, now()) {
+			fetches.Go(func() error {
+				k.fetchAgain(ctx, user, now)
+				return nil
+			})
+		}
 	}
 	_ = fetches.Wait() // none returns an error
+}
+
+// fetchAgain fetches one list. If the homeserver announces the user meanwhile, it is in doubt still, and fetched once more.
+func (k *Knowledge) fetchAgain(ctx context.Context, user id.UserID, now func() time.Time) {
+	for range 2 {
+		if ctx.Err() != nil || !k.Refresher.Again(ctx, user) {
+			return
+		}
+		if info, ok := k.Lists.Info(user); !ok || !doubtful(info, now()) {
+			return
+		}
+	}
 }
 
 // keptLists reads the lists that are kept of those asked for, as they are when the homeserver has answered: it may have

@@ -49,7 +49,7 @@ func (e *Engine) Again(ctx context.Context, target id.UserID) (ok bool) {
 		}
 	}
 	began := e.cfg.Now()
-	inVain := false
+	var inVain bool
 	select {
 	case <-f.done:
 		ok = f.answer() == nil
