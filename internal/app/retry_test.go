@@ -20,12 +20,18 @@ import (
 // owed counts the debts in the database file.
 func owed(t *testing.T, w *world) (n int) {
 	t.Helper()
+	return count(t, w, `SELECT count(*) FROM debts`)
+}
+
+// count asks the database file for one number.
+func count(t *testing.T, w *world, query string) (n int) {
+	t.Helper()
 	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: w.cfg.Database.Path}).EscapedPath()+"?_pragma=busy_timeout(5000)")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer db.Close()
-	if err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM debts`).Scan(&n); err != nil {
+	if err := db.QueryRowContext(t.Context(), query).Scan(&n); err != nil {
 		t.Fatal(err)
 	}
 	return n

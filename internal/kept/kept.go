@@ -4,6 +4,7 @@ package kept
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"slices"
@@ -22,9 +23,18 @@ const (
 	MaxAge = time.Hour
 	// writeTimeout bounds one write in the background.
 	writeTimeout = 10 * time.Second
-	// sweepEvery is how often lists of strangers are looked for.
+	// sweepEvery is how often lists that are to be forgotten are looked for.
 	sweepEvery = 5 * time.Minute
+	// forgetAfter is how long a list stays that no key query has had fetched again.
+	forgetAfter = 90 * 24 * time.Hour
+	// readSlow is from when on a read that its caller gave up says that the database hangs.
+	readSlow = time.Second
+	// readAgain is how long no list is read after that.
+	readAgain = 10 * time.Second
 )
+
+// ErrNotRead is what [Lists.Read] fails with while the database is not asked, because it has just not answered in time.
+var ErrNotRead = errors.New("the database did not answer in time a moment ago, so the kept device list was not read")
 
 // Lists is the index of kept lists. Its methods are safe for concurrent use.
 type Lists struct {
@@ -39,6 +49,7 @@ type Lists struct {
 	fetching map[id.UserID]*fetching
 	closed   bool
 	watched  atomic.Int64
+	unread   time.Time // when a read last took too long
 }
 
 // fetching is a fetch that is under way.
@@ -142,9 +153,24 @@ func (l *Lists) Users() []id.UserID {
 	return slices.AppendSeq(users, maps.Keys(l.fetching))
 }
 
-// Read returns user's list; nil if none is kept.
+// Read returns user's list; nil if none is kept. The context's deadline is what the caller has to wait. A database that
+// lets it pass is not asked again for 10 s, so that one that hangs does not hold up each key query; the error is then
+// [ErrNotRead].
 func (l *Lists) Read(ctx context.Context, user id.UserID) (*freshen.DeviceList, error) {
-	return l.store.KeptList(ctx, user)
+	l.mu.RLock()
+	unread := l.unread
+	l.mu.RUnlock()
+	began := l.now()
+	if !unread.IsZero() && began.Sub(unread).Abs() < readAgain { // the clock may have been set back
+		return nil, ErrNotRead
+	}
+	list, err := l.store.KeptList(ctx, user)
+	if now := l.now(); err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && now.Sub(began) >= readSlow {
+		l.mu.Lock()
+		l.unread = now
+		l.mu.Unlock()
+	}
+	return list, err
 }
 
 // Announced records that the homeserver itself told of changes of these users: what is kept of them may be older than
@@ -199,15 +225,15 @@ func (l *Lists) Shared(user id.UserID) {
 	})
 }
 
-// Run drops, until ctx is done, lists that are an hour old and of users with whom nobody here is known to share a room:
-// nobody can fill our disk by asking for strangers.
+// Run forgets, until ctx is done, lists that are an hour old and of users with whom nobody here is known to share a room
+// (nobody can fill our disk by asking for strangers), and those that nobody has asked for in 90 days. now is the clock.
 func (l *Lists) Run(ctx context.Context, now func() time.Time) {
 	ticker := time.NewTicker(sweepEvery)
 	defer ticker.Stop()
 	for {
+		l.sweep(now())
 		select {
 		case <-ticker.C:
-			l.sweep(now())
 		case <-ctx.Done():
 			return
 		}
@@ -215,16 +241,20 @@ func (l *Lists) Run(ctx context.Context, now func() time.Time) {
 }
 
 func (l *Lists) sweep(now time.Time) {
-	var strangers []store.KeptInfo
+	var forgotten []store.KeptInfo
 	l.mu.RLock()
 	for _, info := range l.infos {
-		if !info.Shared && now.Sub(info.FetchedAt).Abs() > MaxAge {
-			strangers = append(strangers, info)
+		age := now.Sub(info.FetchedAt).Abs() // the clock may have been set back
+		if age > forgetAfter || (!info.Shared && age > MaxAge) {
+			forgotten = append(forgotten, info)
 		}
 	}
 	l.mu.RUnlock()
-	for _, info := range strangers {
+	for _, info := range forgotten {
 		l.Retire(info.UserID, info.FetchedAt)
+	}
+	if len(forgotten) > 0 {
+		l.log.Info("forgot kept device lists of users with whom nobody here shares a room, or of whom nobody has asked for long", "lists", len(forgotten))
 	}
 }
 

@@ -6,12 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"maps"
 	"net/http"
 	"slices"
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"maunium.net/go/mautrix/id"
 
 	"freshen"
@@ -28,8 +28,10 @@ const (
 	extraTime = 2 * time.Second
 	// maxKeyQuery bounds the requests that are looked at. Clients ask for a few hundred users at a time.
 	maxKeyQuery = 1 << 20
-	// maxKeyAnswer bounds the answers that are edited, which takes them into memory.
+	// maxKeyAnswer bounds the answers that are edited, which takes them into memory, and the kept lists that go into one.
 	maxKeyAnswer = 32 << 20
+	// maxRefetches bounds the lists that are fetched again at a time for one query.
+	maxRefetches = 64
 	// maxVersions bounds the answer of /versions.
 	maxVersions = 1 << 20
 )
@@ -85,7 +87,7 @@ func (p *Proxy) serveKeysQuery(w http.ResponseWriter, r *http.Request) {
 		return who, err == nil
 	})
 	again := inBackground(ctx, func(ctx context.Context) (struct{}, bool) {
-		k.fetchDoubtful(ctx, req, p.cfg.Now())
+		k.fetchDoubtful(ctx, req, p.cfg.Now)
 		return struct{}{}, true
 	})
 	x.again = func() { _, _ = again() }
@@ -127,32 +129,60 @@ func doubtful(info store.KeptInfo, now time.Time) bool {
 }
 
 // fetchDoubtful fetches the lists again that are asked for and may be out of date.
-func (k *Knowledge) fetchDoubtful(ctx context.Context, req keyquery.Request, now time.Time) {
-	var wg sync.WaitGroup
+func (k *Knowledge) fetchDoubtful(ctx context.Context, req keyquery.Request, now func() time.Time) {
+	var fetches errgroup.Group
+	fetches.SetLimit(maxRefetches)
 	for user := range req.Devices {
-		if info, ok := k.Lists.Info(user); ok && doubtful(info, now) {
-			wg.Go(func() { k.Refresher.Again(ctx, user) })
+		if info, ok := k.Lists.Info(user); ok && doubtful(info, now()) {
+			fetches.Go(func() error {
+				k.fetchAgain(ctx, user, now)
+				return nil
+			})
 		}
 	}
-	wg.Wait()
+	_ = fetches.Wait() // none returns an error
+}
+
+// fetchAgain fetches one list. If the homeserver announces the user meanwhile, it is in doubt still, and fetched once more.
+func (k *Knowledge) fetchAgain(ctx context.Context, user id.UserID, now func() time.Time) {
+	for range 2 {
+		if ctx.Err() != nil || !k.Refresher.Again(ctx, user) {
+			return
+		}
+		if info, ok := k.Lists.Info(user); !ok || !doubtful(info, now()) {
+			return
+		}
+	}
 }
 
 // keptLists reads the lists that are kept of those asked for, as they are when the homeserver has answered: it may have
-// taken its time. Where a list is still doubtful, the homeserver's answer stands.
+// taken its time. Where a list is still doubtful, or cannot be read in time, or all together are too long, the
+// homeserver's answer stands.
 func (x *keysExchange) keptLists() map[id.UserID]keptList {
+	ctx, cancel := context.WithTimeout(x.ctx, extraTime)
+	defer cancel()
 	found := map[id.UserID]keptList{}
+	size := 0
 	for user := range x.req.Devices {
 		info, ok := x.k.Lists.Info(user)
 		if !ok || doubtful(info, x.p.cfg.Now()) {
 			continue
 		}
-		list, err := x.k.Lists.Read(x.ctx, user)
-		if err != nil && x.ctx.Err() == nil {
-			x.p.cfg.Log.Error("cannot read a kept device list; the homeserver's answer stands", "target", user, "err", err)
+		list, err := x.k.Lists.Read(ctx, user)
+		if err != nil {
+			if x.ctx.Err() == nil && !errors.Is(err, kept.ErrNotRead) {
+				x.p.cfg.Log.Error("cannot read kept device lists; the homeserver's answer stands", "target", user, "err", err)
+			}
+			break
 		}
-		if err == nil && list != nil {
-			found[user] = keptList{list, info}
+		if list == nil {
+			continue
 		}
+		if size += list.Size(); size > maxKeyAnswer {
+			x.p.cfg.Log.Warn("the kept device lists for one key query are too long together; for some users the homeserver's answer stands", "users", len(x.req.Devices), "limit", maxKeyAnswer)
+			break
+		}
+		found[user] = keptList{list, info}
 	}
 	return found
 }
@@ -168,7 +198,7 @@ func (x *keysExchange) edit(resp *http.Response) error {
 	x.again()
 	lists := x.keptLists()
 	requester := freshen.Requester{UserID: who.UserID, DeviceID: who.DeviceID}
-	targets := slices.Collect(maps.Keys(x.req.Devices))
+	targets := x.req.Whole()
 	if len(lists) == 0 && !x.k.Announcer.Pending(requester, targets) {
 		return nil
 	}

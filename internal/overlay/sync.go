@@ -354,16 +354,7 @@ func (b *syncBody) Read(into []byte) (int, error) {
 
 func (b *syncBody) Close() error {
 	result := b.spliced.Result()
-	switch {
-	case result.SeenMore: // too many to name
-		b.lists.Announced(b.lists.Users())
-	case len(result.Seen) > 0:
-		seen := make([]id.UserID, len(result.Seen))
-		for i, user := range result.Seen {
-			seen[i] = id.UserID(user)
-		}
-		b.lists.Announced(seen)
-	}
+	announced(b.lists, result)
 	if b.learn && result.Depth >= e2eeDepth {
 		b.x.p.sticky.learnt()
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -38,6 +39,12 @@ type bed struct {
 	*script
 }
 
+// longDevices are three devices of 30 KiB each.
+var longDevices = func() string {
+	padding := strings.Repeat("x", 30<<10)
+	return fmt.Sprintf(`{"device_id":"A","keys":{"x":%[1]q}},{"device_id":"B","keys":{"x":%[1]q}},{"device_id":"C","keys":{"x":%[1]q}}`, padding)
+}()
+
 // script is the rest of the world.
 type script struct {
 	mu      sync.Mutex
@@ -48,6 +55,8 @@ type script struct {
 	explore []id.UserID
 	// shares answers for those who are online; who is not in it is not.
 	shares map[id.UserID]bool
+	// long makes the lists longer than what is kept of strangers.
+	long bool
 	// answer is what the destination does; nil for an empty list.
 	answer func(ctx context.Context, target id.UserID) error
 }
@@ -57,7 +66,7 @@ func (s *script) FetchDeviceList(ctx context.Context, target id.UserID) (*freshe
 	s.fetches = append(s.fetches, time.Since(s.began))
 	s.running++
 	s.most = max(s.most, s.running)
-	answer := s.answer
+	answer, long := s.answer, s.long
 	s.mu.Unlock()
 	defer func() {
 		s.mu.Lock()
@@ -69,7 +78,11 @@ func (s *script) FetchDeviceList(ctx context.Context, target id.UserID) (*freshe
 			return nil, err
 		}
 	}
-	return freshen.ParseDeviceList(fmt.Appendf(nil, `{"user_id":%q,"stream_id":1,"devices":[]}`, target), target)
+	devices := ""
+	if long {
+		devices = longDevices
+	}
+	return freshen.ParseDeviceList(fmt.Appendf(nil, `{"user_id":%q,"stream_id":1,"devices":[%s]}`, target, devices), target)
 }
 
 func (s *script) does(answer func(context.Context, id.UserID) error) {

@@ -83,6 +83,7 @@ type Engine struct {
 	log    *slog.Logger
 	users  *limit.Limiter
 	recent outcomes
+	slow   slowness
 	ended  endings
 
 	// ctx ends the fetches that are running when the engine closes.
@@ -114,6 +115,7 @@ func New(cfg Config, s *store.Store, fetch Fetcher, rooms Neighbourhood, log *sl
 		cfg: cfg, store: s, fetch: fetch, rooms: rooms, log: log,
 		users:   limit.New(cfg.PerUser),
 		recent:  newOutcomes(cfg.SuccessFor, cfg.FailureFor),
+		slow:    newSlowness(),
 		flights: map[id.UserID]*flight{}, probes: map[string]*probe{},
 	}
 	e.ctx, e.cancel = context.WithCancel(context.Background())
@@ -253,32 +255,4 @@ func (e *Engine) askAgain(ctx context.Context, target id.UserID, requesters []id
 	return e.store.AskAgain(ctx, target, requesters, now, func(debt store.Debt) store.Debt {
 		return e.cfg.Retry.Begins(debt, past, now, e.cfg.Random())
 	})
-}
-
-// Again fetches a target's list for the overlay, because the one that is kept may be out of date. It shares the fetch
-// with whoever asks for the same target. It does not ask a destination that is backing off, nor use up what of its rate
-// is for people; ok says that the list is fresh now.
-func (e *Engine) Again(ctx context.Context, target id.UserID) (ok bool) {
-	if past, known := e.recent.get(target, e.cfg.Now()); known && past.failure != nil {
-		return false
-	}
-	if !e.underway(target) {
-		dest, err := e.store.Backoff(ctx, freshen.Destination(target))
-		if err != nil || e.cfg.Now().Before(dest.RetryAt) {
-			return false
-		}
-	}
-	f := e.join(target, "", homeserver.Credentials{})
-	select {
-	case <-f.done:
-		return f.answer() == nil
-	case <-ctx.Done():
-		return false
-	}
-}
-
-func (e *Engine) underway(target id.UserID) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.flights[target] != nil
 }

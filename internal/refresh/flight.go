@@ -310,19 +310,6 @@ func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceLis
 	return nil
 }
 
-// concerns says whether one of the requesters shares a room with the target. A long list is kept only then: anybody may
-// ask for strangers, whose own server makes their lists as long as it likes.
-func (e *Engine) concerns(ctx context.Context, f *flight) bool {
-	ctx, cancel := context.WithTimeout(ctx, concernsTimeout)
-	defer cancel()
-	for user, cred := range f.requesters {
-		if shares, err := e.rooms.Shares(ctx, user, cred, f.target); err == nil && shares {
-			return true
-		}
-	}
-	return false
-}
-
 // failureOf is what a fetch's error is told as.
 func failureOf(f *flight, err error) *freshen.Failure {
 	if failure, ok := errors.AsType[*freshen.Failure](err); ok {

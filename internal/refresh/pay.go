@@ -137,6 +137,34 @@ func (e *Engine) nobodyShares(ctx context.Context, debt store.Debt) (gone bool, 
 	return gone, err
 }
 
+// concerns says whether one of those who asked, now or, for a retry, when it was promised, shares a room with the target.
+// A long list is kept only then: anybody may ask for strangers, whose own server makes their lists as long as it likes.
+func (e *Engine) concerns(ctx context.Context, f *flight) bool {
+	ctx, cancel := context.WithTimeout(ctx, concernsTimeout)
+	defer cancel()
+	for user, cred := range f.requesters {
+		if shares, err := e.rooms.Shares(ctx, user, cred, f.target); err == nil && shares {
+			return true
+		}
+	}
+	if f.lease == "" {
+		return false
+	}
+	promised, err := e.store.Promised(ctx, f.target, maxPromised)
+	if err != nil {
+		return false
+	}
+	users := make([]id.UserID, len(promised))
+	for i, p := range promised {
+		if p.Shared {
+			return true
+		}
+		users[i] = p.UserID
+	}
+	yes, _ := e.rooms.Sharing(ctx, users, f.target)
+	return len(yes) > 0
+}
+
 // Ended counts the debts that have ended since the start, by how.
 func (e *Engine) Ended() map[retry.Ending]int64 {
 	return map[retry.Ending]int64{

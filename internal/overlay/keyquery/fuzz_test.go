@@ -69,6 +69,39 @@ func without(t *testing.T, answer []byte, user id.UserID) string {
 	return b.String()
 }
 
+// Once the homeserver says of a user what their own server said, in its own words, that must be seen, whatever odd things
+// stand there; else a list stays for good, and is fetched again every hour. What the overlay made of an answer is such a
+// homeserver's answer.
+func FuzzHealed(f *testing.F) {
+	f.Add([]byte(`{"user_id":"@bob:b.example","devices":[{"device_id":"A","keys":{"unsigned":{"x":1},"signatures":{"@bob:b.example":{"ed25519:A":"s"},"@dave:b.example":{}}},"device_display_name":"x"}],"master_key":{"user_id":"@bob:b.example","usage":["master"],"keys":{"a":"b"},"signatures":{"@alice:a.example":{"k":"v"},"b.example":{}}}}`))
+	f.Add([]byte(`{"user_id":"@bob:b.example","devices":[],"self_signing_key":{"user_id":"@bob:b.example","usage":["self_signing"],"keys":{"a":"b"},"signatures":{"@alice:a.example":{}}}}`))
+	f.Add([]byte(`{"user_id":"@bob:b.example","devices":[{"device_id":"\u0041","keys":{"n":1e400,"m":-0,"signatures":null,"unsigned":[]}}]}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		list, err := freshen.ParseDeviceList(body, bob)
+		if err != nil {
+			return
+		}
+		kept := map[id.UserID]*freshen.DeviceList{bob: list}
+		served, _, err := Overlay([]byte(`{"device_keys":{}}`), ask(bob), alice, kept)
+		if err != nil {
+			t.Fatalf("an empty answer cannot be edited: %v", err)
+		}
+		again, healed, err := Overlay(served, ask(bob), alice, kept)
+		if err != nil || len(healed) != 1 {
+			t.Fatalf("%s is not seen to be what was kept (%v)", served, err)
+		}
+		if string(again) != string(served) {
+			t.Fatalf("put over itself, %s became %s", served, again)
+		}
+		for _, d := range list.Devices {
+			one, _, err := Overlay(served, ask(bob, d.ID), alice, kept)
+			if err != nil || len(member(member(member(one, "device_keys"), string(bob)), string(d.ID))) == 0 {
+				t.Fatalf("device %q is lost: %s (%v)", d.ID, one, err)
+			}
+		}
+	})
+}
+
 // A client's request is foreign too.
 func FuzzParseRequest(f *testing.F) {
 	f.Add([]byte(`{"device_keys":{"@bob:b.example":["A"],"@carol:c.example":[]},"timeout":1}`))

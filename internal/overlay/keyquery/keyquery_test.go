@@ -246,6 +246,46 @@ func TestRequestersSignature(t *testing.T) {
 	}
 }
 
+// A stranger's server must not make it look as if Alice, or anybody, had verified Bob; whom others here have verified is
+// not for Alice to see.
+func TestOnlyOwnSignaturesAreServed(t *testing.T) {
+	t.Parallel()
+	b := newPerson(bob)
+	claim := func(key string) string {
+		return strings.Replace(key, `{"@bob`, `{"@alice:a.example":{"ed25519:U":"claimed"}, "@dave:b.example":{"ed25519:U":"told"}, "b.example":{"ed25519:1":"server"},"@bob`, 1)
+	}
+	list := keptList(t, bob, "", `,"master_key":`+claim(b.crossSigning(t, "master"))+`,"self_signing_key":`+claim(b.crossSigning(t, "self_signing")))
+	theirs := strings.Replace(b.crossSigning(t, "master"), `{"@bob`, `{"@carol:c.example":{"ed25519:U":"hers"},"@bob`, 1)
+	for name, answer := range map[string]string{
+		"the homeserver has no key":    `{}`,
+		"the homeserver has Carol's":   `{"master_keys":{"@bob:b.example":` + theirs + `}}`,
+		"the homeserver has Alice's":   `{"master_keys":{"@bob:b.example":` + strings.Replace(theirs, "@carol:c.example", "@alice:a.example", 1) + `}}`,
+		"the homeserver has no object": `{"master_keys":{"@bob:b.example":` + strings.Replace(b.crossSigning(t, "master"), `"signatures":`, `"signatures":[],"x":`, 1) + `}}`,
+	} {
+		out, _ := overlaid(t, answer, ask(bob), list)
+		for _, wrong := range []string{"claimed", "told", "carol"} {
+			if strings.Contains(out, wrong) {
+				t.Errorf("%s: %q is served: %s", name, wrong, out)
+			}
+		}
+		if strings.Count(out, `"server"`) != 2 {
+			t.Errorf("%s: what is no user's was left out: %s", name, out)
+		}
+		if got := strings.Contains(out, `"@alice:a.example":{"ed25519:U":"hers"}`); got != (name == "the homeserver has Alice's") {
+			t.Errorf("%s: Alice's own signature is there: %v: %s", name, got, out)
+		}
+		var decoded struct {
+			MasterKeys map[id.UserID]json.RawMessage `json:"master_keys"`
+			Self       map[id.UserID]json.RawMessage `json:"self_signing_keys"`
+		}
+		if err := json.Unmarshal([]byte(out), &decoded); err != nil {
+			t.Fatal(err)
+		}
+		b.verify(t, string(decoded.MasterKeys[bob]), b.public())
+		b.verify(t, string(decoded.Self[bob]), b.public())
+	}
+}
+
 // A cross-signing key that is gone at home would keep old devices trusted.
 func TestCrossSigningKeyGone(t *testing.T) {
 	t.Parallel()
@@ -297,7 +337,8 @@ func TestHealed(t *testing.T) {
 		{"a device more", strings.Replace(good, `"A":{`, `"B":{},"A":{`, 1), ask(bob), false},
 		{"another device", strings.Replace(good, `"A":{`, `"B":{`, 1), ask(bob), false},
 		{"another master key", strings.Replace(good, `"ed25519:m":"m"`, `"ed25519:m":"n"`, 1), ask(bob), false},
-		{"a signature of another on the master key", strings.Replace(good, `"@alice:`, `"@bob:`, 1), ask(bob), false},
+		{"a signature of another user's on the master key", strings.Replace(good, `"@alice:`, `"@dave:`, 1), ask(bob), true},
+		{"another signature of his own on the master key", strings.Replace(good, `"@alice:a.example`, `"@bob:b.example`, 1), ask(bob), false},
 		{"no master key", `{"device_keys":{"@bob:b.example":{"A":` + device + `}}}`, ask(bob), false},
 		{"a self-signing key", strings.Replace(good, `"master_keys"`, `"self_signing_keys":{"@bob:b.example":{}},"master_keys"`, 1), ask(bob), false},
 		{"the server is down", strings.Replace(good, `{`, `{"failures":{"b.example":{}},`, 1), ask(bob), false},

@@ -19,12 +19,13 @@ import (
 //     a client may act on it.
 //   - A cross-signing key that the kept list lacks goes from the answer too.
 //   - The signatures of the requester on a user's master key are the homeserver's to tell, as the user's own server
-//     never sees them. They stay if the master key is still the same.
+//     never sees them. They stay if the master key is still the same. Signatures of other users than its own on a
+//     kept cross-signing key are left out.
 //   - A server of which every user asked for was served is no longer among the failures.
 //   - A member that the answer lacks is made where a kept entry needs it, and only there. user_signing_keys never change.
 //
 // healed names the served users for whom the answer said the same already: equal device by device and in both
-// cross-signing keys, apart from unsigned, the requester's signatures, and how the JSON is written. Only a query for
+// cross-signing keys, apart from unsigned, signatures of other users, and how the JSON is written. Only a query for
 // all of a user's devices can tell, and none while the homeserver counts their server among the failures: its copy is
 // then an old one.
 //
@@ -53,7 +54,7 @@ func Overlay(answer []byte, req Request, requester id.UserID, kept map[id.UserID
 		return nil, nil, fmt.Errorf("the homeserver's answer to a key query cannot be edited: %w", err)
 	}
 	for _, s := range o.users {
-		if len(req.Devices[s.user]) == 0 && !o.failed[freshen.Destination(s.user)] && s.same(requester) {
+		if len(req.Devices[s.user]) == 0 && !o.failed[freshen.Destination(s.user)] && s.same() {
 			healed = append(healed, s.user)
 		}
 	}
@@ -131,12 +132,13 @@ func withDisplayName(d freshen.Device) ([]byte, error) {
 
 func (s *served) masterKey(o *overlay, old []byte) ([]byte, error) {
 	s.theirMaster = old
+	key, err := s.ownSigned(s.list.MasterKey)
 	own := signaturesOf(old, o.requester)
-	if own == nil || s.list.MasterKey == nil || !sameKeys(old, s.list.MasterKey) {
-		return s.list.MasterKey, nil
+	if err != nil || own == nil || key == nil || !sameKeys(old, key) {
+		return key, err
 	}
 	signer := rawjson.Edit{Name: string(o.requester), Apply: rawjson.Set(own)}
-	return rawjson.Rewrite(s.list.MasterKey, []rawjson.Edit{{Name: "signatures", Apply: func(old []byte) ([]byte, error) {
+	return rawjson.Rewrite(key, []rawjson.Edit{{Name: "signatures", Apply: func(old []byte) ([]byte, error) {
 		if !isObject(old) {
 			old = nil
 		}
@@ -146,7 +148,19 @@ func (s *served) masterKey(o *overlay, old []byte) ([]byte, error) {
 
 func (s *served) selfSigningKey(_ *overlay, old []byte) ([]byte, error) {
 	s.theirSelf = old
-	return s.list.SelfSigningKey, nil
+	return s.ownSigned(s.list.SelfSigningKey)
+}
+
+// ownSigned is a cross-signing key without the signatures that other users are said to have made: whom our own users have
+// verified, their own homeserver alone tells, and nobody is to learn it of others. Nil is returned for nil.
+func (s *served) ownSigned(key []byte) ([]byte, error) {
+	foreign := foreignSigners(member(key, "signatures"), s.user)
+	if len(foreign) == 0 {
+		return key, nil
+	}
+	return rawjson.Rewrite(key, []rawjson.Edit{{Name: "signatures", Apply: func(old []byte) ([]byte, error) {
+		return rawjson.Rewrite(old, foreign)
+	}}})
 }
 
 // failures drops the servers whose users were all served.

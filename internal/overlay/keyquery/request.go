@@ -24,6 +24,18 @@ type Request struct {
 	Devices map[id.UserID][]id.DeviceID
 }
 
+// Whole names the users of whom all devices are asked for. An answer about named devices does not show that there are
+// others.
+func (r Request) Whole() []id.UserID {
+	users := make([]id.UserID, 0, len(r.Devices))
+	for user, devices := range r.Devices {
+		if len(devices) == 0 {
+			users = append(users, user)
+		}
+	}
+	return users
+}
+
 // ParseRequest reads the body of a request. It fails where that is over [MaxRequestBytes], is no JSON object, or has
 // a device_keys that is no object of lists of strings; such a request is the homeserver's to refuse or to make sense of. A
 // user without a list (null) is asked for with all devices. Of a name that stands twice the last counts, as for the

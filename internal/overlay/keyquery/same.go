@@ -2,6 +2,7 @@ package keyquery
 
 import (
 	"bytes"
+	"strings"
 
 	"github.com/go-json-experiment/json/jsontext"
 	"maunium.net/go/mautrix/id"
@@ -10,9 +11,9 @@ import (
 )
 
 // same says whether the homeserver's own entries equal the kept list: the same devices with the same keys, and the
-// same two cross-signing keys. Not compared are unsigned (each server fills it as it likes), the requester's signatures
-// (only the homeserver knows them), the order of members and the way that strings are escaped.
-func (s *served) same(requester id.UserID) bool {
+// same two cross-signing keys. Not compared are unsigned (each server fills it as it likes), signatures of other users
+// (each server shows those that the asking one may see), the order of members and the way that strings are escaped.
+func (s *served) same() bool {
 	if s.theirDevices == nil {
 		return false
 	}
@@ -28,34 +29,34 @@ func (s *served) same(requester id.UserID) bool {
 		return false
 	}
 	for _, d := range s.list.Devices {
-		if raw, ok := theirs[d.ID]; !ok || !sameSigned(raw, d.Keys, requester) {
+		if raw, ok := theirs[d.ID]; !ok || !sameSigned(raw, d.Keys, s.user) {
 			return false
 		}
 	}
-	return sameSigned(s.theirMaster, s.list.MasterKey, requester) &&
-		sameSigned(s.theirSelf, s.list.SelfSigningKey, requester)
+	return sameSigned(s.theirMaster, s.list.MasterKey, s.user) &&
+		sameSigned(s.theirSelf, s.list.SelfSigningKey, s.user)
 }
 
-// sameSigned compares two keys, of which either may be absent or null.
-func sameSigned(a, b []byte, requester id.UserID) bool {
+// sameSigned compares two keys of owner's, of which either may be absent or null.
+func sameSigned(a, b []byte, owner id.UserID) bool {
 	if !isObject(a) && !isObject(b) {
 		return true
 	}
-	ca, okA := compared(a, requester)
-	cb, okB := compared(b, requester)
+	ca, okA := compared(a, owner)
+	cb, okB := compared(b, owner)
 	return okA && okB && bytes.Equal(ca, cb)
 }
 
-// compared is the canonical form of what is compared of a key. Signatures that are empty without the requester's are
+// compared is the canonical form of what is compared of a key. Signatures that are empty without those of others are
 // none.
-func compared(raw []byte, requester id.UserID) ([]byte, bool) {
+func compared(raw []byte, owner id.UserID) ([]byte, bool) {
 	edits := []rawjson.Edit{
 		{Name: "unsigned", Apply: rawjson.Set(nil)},
 		{Name: "signatures", Apply: func(old []byte) ([]byte, error) {
 			if !isObject(old) {
 				return old, nil
 			}
-			rest, err := rawjson.Rewrite(old, []rawjson.Edit{{Name: string(requester), Apply: rawjson.Set(nil)}})
+			rest, err := rawjson.Rewrite(old, foreignSigners(old, owner))
 			if err != nil {
 				return nil, err
 			}
@@ -70,6 +71,23 @@ func compared(raw []byte, requester id.UserID) ([]byte, bool) {
 		return nil, false
 	}
 	return canonical(stripped)
+}
+
+// foreignSigners takes from a signatures object those of users other than owner. What is no user (a server, say) stays.
+func foreignSigners(signatures []byte, owner id.UserID) []rawjson.Edit {
+	members, err := rawjson.Members(signatures)
+	if err != nil {
+		return nil
+	}
+	var edits []rawjson.Edit
+	seen := map[string]bool{string(owner): true}
+	for _, m := range members {
+		if strings.HasPrefix(m.Name, "@") && !seen[m.Name] {
+			seen[m.Name] = true
+			edits = append(edits, rawjson.Edit{Name: m.Name, Apply: rawjson.Set(nil)})
+		}
+	}
+	return edits
 }
 
 func canonical(raw []byte) ([]byte, bool) {
