@@ -126,7 +126,7 @@ func (c *caller) refresh(t *testing.T, ctx context.Context, user string) answer 
 var people atomic.Int64
 
 // newUser registers somebody at a homeserver and returns them and their token. Each has limits of their own.
-func newUser(t *testing.T, ctx context.Context, on *testbed.Dendrite, localpart string) (id.UserID, string) {
+func newUser(t *testing.T, ctx context.Context, on *testbed.Homeserver, localpart string) (id.UserID, string) {
 	t.Helper()
 	c := newCaller(t, on.URL, "")
 	body, err := json.Marshal(map[string]any{
