@@ -182,6 +182,15 @@ func (c *Client) Send(ctx context.Context, room id.RoomID, text string) (id.Even
 	return answer.EventID, nil
 }
 
+// React reacts to an event with a key such as "👍", which is not encrypted: no homeserver learns of a device by it.
+func (c *Client) React(ctx context.Context, room id.RoomID, to id.EventID, key string) (id.EventID, error) {
+	answer, err := c.mx.SendReaction(ctx, room, to, key)
+	if err != nil {
+		return "", fmt.Errorf("%s cannot react: %w", c.Name(), err)
+	}
+	return answer.EventID, nil
+}
+
 // SetUpCrossSigning makes the user's cross-signing keys on this device, publishes them, and signs this device with them.
 func (c *Client) SetUpCrossSigning(ctx context.Context) error {
 	c.crypto.Lock()
