@@ -98,7 +98,10 @@ func (c *caller) try(ctx context.Context, method, target string, body []byte, he
 		return answer{}, err
 	}
 	path, query, _ := strings.Cut(target, "?")
-	req.URL.Opaque, req.URL.RawQuery = "//"+req.URL.Host+path, query
+	req.URL.Opaque, req.URL.RawQuery = path, query
+	if strings.HasPrefix(path, "//") {
+		req.URL.Opaque = "//" + req.URL.Host + path // sent in the absolute form, which not every homeserver understands
+	}
 	if c.token != "" {
 		req.Header.Set("Authorization", "Bearer "+c.token)
 	}
