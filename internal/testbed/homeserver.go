@@ -24,8 +24,9 @@ const (
 	Synapse  Kind = "Synapse"
 )
 
-// build returns the program of that kind: Dendrite's binary, or the Python that has Synapse.
-func (k Kind) build(ctx context.Context, progress io.Writer) (string, error) {
+// Build returns the program of that kind: Dendrite's binary, or the Python that has Synapse; see
+// [BuildDendrite] and [BuildSynapse].
+func (k Kind) Build(ctx context.Context, progress io.Writer) (string, error) {
 	if k == Synapse {
 		return BuildSynapse(ctx, progress)
 	}
@@ -69,7 +70,7 @@ type place struct{ name, listen netip.AddrPort }
 // newHomeserver prepares a homeserver below the world's folder without starting it.
 func (w *World) newHomeserver(ctx context.Context, name string, kind Kind, at place, options Options) (*Homeserver, error) {
 	kind = cmp.Or(kind, Dendrite)
-	program, err := kind.build(ctx, options.Progress)
+	program, err := kind.Build(ctx, options.Progress)
 	if err != nil {
 		return nil, err
 	}

@@ -103,14 +103,13 @@ func closeWorld(world *testbed.World, dir string, remove bool) error {
 // built has, by kind, whether this machine has that homeserver, once for the binary. No bound in time but the test's own:
 // a cold build takes minutes.
 var built = map[testbed.Kind]func() error{
-	testbed.Dendrite: sync.OnceValue(func() error {
-		_, err := testbed.BuildDendrite(context.Background(), os.Stderr)
-		return err
-	}),
-	testbed.Synapse: sync.OnceValue(func() error {
-		_, err := testbed.BuildSynapse(context.Background(), os.Stderr)
-		return err
-	}),
+	testbed.Dendrite: sync.OnceValue(func() error { return build(testbed.Dendrite) }),
+	testbed.Synapse:  sync.OnceValue(func() error { return build(testbed.Synapse) }),
+}
+
+func build(kind testbed.Kind) error {
+	_, err := kind.Build(context.Background(), os.Stderr)
+	return err
 }
 
 // need builds what a world is made of. Where that cannot be, the test is skipped, or fails if CI is set.
