@@ -133,11 +133,15 @@ func (c *Client) Token() string { return c.mx.AccessToken }
 // Name is user and device, for messages.
 func (c *Client) Name() string { return fmt.Sprintf("%s (%s)", c.mx.UserID, c.mx.DeviceID) }
 
+// roomVersion is one that every homeserver of the testbed knows; the newest Synapse's own default is not.
+const roomVersion = id.RoomV10
+
 // CreateEncryptedRoom makes a private encrypted room and invites others.
 func (c *Client) CreateEncryptedRoom(ctx context.Context, invite ...id.UserID) (id.RoomID, error) {
 	answer, err := c.mx.CreateRoom(ctx, &mautrix.ReqCreateRoom{
-		Preset: "private_chat",
-		Invite: invite,
+		Preset:      "private_chat",
+		Invite:      invite,
+		RoomVersion: roomVersion,
 		InitialState: []*event.Event{{
 			Type:    event.StateEncryption,
 			Content: event.Content{Parsed: &event.EncryptionEventContent{Algorithm: id.AlgorithmMegolmV1}},
