@@ -3,12 +3,15 @@ package homeserver_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -58,6 +61,7 @@ func newSynapse(t *testing.T, answers ...string) (*synapse, *homeserver.Synapse)
 	s.exec(`CREATE TABLE current_state_events (event_id text, room_id text, type text, state_key text, membership text)`)
 	s.exec(`CREATE TABLE e2e_cross_signing_keys (user_id text, keytype text, keydata text, stream_id bigint)`)
 	s.exec(`INSERT INTO current_state_events VALUES ('$e', '!r', 'm.room.member', $1, 'join')`, target)
+	where.User = url.User(s.documentedRole())
 	server := httptest.NewServer(s)
 	t.Cleanup(server.Close)
 	replication, err := url.Parse(server.URL)
@@ -84,6 +88,25 @@ func (s *synapse) exec(statement string, args ...any) {
 	if _, err := s.db.Exec(s.t.Context(), statement, args...); err != nil {
 		s.t.Fatal(err)
 	}
+}
+
+// documentedRole makes a role that may do what the documentation grants to freshen's.
+func (s *synapse) documentedRole() string {
+	s.t.Helper()
+	text, err := os.ReadFile("../../docs/delivery.md")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	grants := regexp.MustCompile(`(?m)^(GRANT .*) TO freshen;$`).FindAllStringSubmatch(string(text), -1)
+	if len(grants) == 0 {
+		s.t.Fatal("docs/delivery.md grants nothing")
+	}
+	role := "freshen_" + strings.ToLower(rand.Text())
+	s.exec("CREATE ROLE " + role + " LOGIN")
+	for _, grant := range grants {
+		s.exec(grant[1] + " TO " + role)
+	}
+	return role
 }
 
 // marked counts the rows of target's, and says when it was marked.
