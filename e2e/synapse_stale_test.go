@@ -252,7 +252,7 @@ func (p *pair) awaitDevices(t *testing.T, ctx context.Context, from *caller, dev
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("Bob's devices are %v, and %v is answered: %w", want, got, context.Cause(ctx)) //nolint:staticcheck // a name
+			return fmt.Errorf("Bob's devices are %v, and %v is answered: %w", want, got, context.Cause(ctx))
 		case <-tick.C:
 		}
 	}
@@ -319,8 +319,12 @@ func slidingSyncTells(t *testing.T, ctx context.Context, p *pair) {
 	if !slices.Contains(changed, p.bob.UserID()) {
 		t.Error("Carol refreshed Bob's list and is not told in sliding sync")
 	}
-	if _, changed = poll(next); slices.Contains(changed, p.bob.UserID()) {
-		t.Error("Carol is told again of what she has acknowledged")
+	// Where nothing happens Synapse's pos stands still, and a position that stands still tells of a lost answer three times.
+	for range 3 {
+		next, changed = poll(next)
+	}
+	if slices.Contains(changed, p.bob.UserID()) {
+		t.Error("Carol is told again and again of what she knows")
 	}
 }
 

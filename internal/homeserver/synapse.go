@@ -107,7 +107,7 @@ func (s *Synapse) Mark(ctx context.Context, target id.UserID) error {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
 	if _, err := s.db.ExecContext(ctx, markStale, string(target), s.now().UnixMilli()); err != nil {
-		return fmt.Errorf("Synapse's database cannot be told that a device list is stale: %w", err)
+		return fmt.Errorf("the database of Synapse cannot be told that a device list is stale: %w", err)
 	}
 	return nil
 }

@@ -22,7 +22,7 @@ type herald struct {
 	events []string
 }
 
-func (h *herald) Mark(_ context.Context, target id.UserID) error {
+func (h *herald) Mark(context.Context, id.UserID) error {
 	owed := h.debts()
 	h.mu.Lock()
 	defer h.mu.Unlock()

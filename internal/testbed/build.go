@@ -58,7 +58,7 @@ func BuildDendrite(ctx context.Context, progress io.Writer) (string, error) {
 	fmt.Fprintf(progress, "Building Dendrite %s. The first time this takes some minutes; afterwards it is at hand in %s.\n", version, bin)
 	err = goBuild(ctx, module, path, "tool", progress)
 	if err != nil {
-		return "", fmt.Errorf("Dendrite %s could not be built (it needs the Go toolchain and its module proxy): %w", version, err)
+		return "", fmt.Errorf("%s %s could not be built (it needs the Go toolchain and its module proxy): %w", Dendrite, version, err)
 	}
 	return path, nil
 }

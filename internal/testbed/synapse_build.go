@@ -65,7 +65,7 @@ func BuildSynapse(ctx context.Context, progress io.Writer) (string, error) {
 	}
 	fmt.Fprintf(progress, "Installing Synapse %s. The first time this takes about a minute; afterwards it is at hand in %s.\n", plan.version, dir)
 	if err := plan.install(ctx, python, dir, progress); err != nil {
-		return "", fmt.Errorf("Synapse %s could not be installed (it needs Python 3 with venv, and the Python package index): %w", plan.version, err)
+		return "", fmt.Errorf("%s %s could not be installed (it needs Python 3 with venv, and the Python package index): %w", Synapse, plan.version, err)
 	}
 	return path, nil
 }
