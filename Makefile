@@ -114,6 +114,6 @@ dendrite:
 		{ if (++n % 50 == 0) { print "  … " n " packages compiled"; fflush() } } \
 		END { if (n) print "  " n " packages compiled" }'
 
-# The tests install Synapse by themselves, too, into a virtual environment in .cache: 53 packages, 130 MB, a minute or two.
+# The tests install Synapse by themselves, too, into a virtual environment in .cache: 53 packages, 240 MB, a minute or two.
 synapse: go
 	@$(GO) run ./internal/testbed/prepare
