@@ -118,6 +118,8 @@ func (s *Synapse) Deliver(ctx context.Context, list *freshen.DeviceList) {
 	log := s.log.With("target", list.UserID)
 	for range resyncTries {
 		switch marked, err := s.marked(ctx, list.UserID); {
+		case ctx.Err() != nil:
+			return // freshen stops; the mark stands
 		case err != nil:
 			log.Warn("cannot read in Synapse's database whether a device list is stale; Synapse fetches it by itself within a minute", "err", err)
 			return
@@ -138,6 +140,9 @@ func (s *Synapse) Deliver(ctx context.Context, list *freshen.DeviceList) {
 		}
 		// A fetch that began before the mark has taken it away, or the list has changed in between.
 		if err := s.Mark(ctx, list.UserID); err != nil {
+			if ctx.Err() != nil {
+				return
+			}
 			log.Warn("Synapse fetched another device list than freshen, and cannot be told to fetch it again", "err", err)
 			return
 		}
