@@ -9,6 +9,8 @@ FUZZTIME  ?= 30s
 BENCHTIME ?= 1s
 BENCH     ?= .
 PARTS     ?=
+# The demo's homeserver with freshen before it: dendrite or synapse.
+HOMESERVER ?= dendrite
 KILLS     ?= 200
 SEED      ?= 0
 # For one package's tests; the homeservers of some take their time on a small machine.
@@ -21,7 +23,7 @@ SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test soak lint bench microbench fuzz go compiler servers clients dendrite clean
+.PHONY: help build demo test soak lint bench microbench fuzz go compiler servers clients dendrite synapse clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,12 +32,13 @@ build: go ## Build freshen into bin/freshen, static (VERSION=v1.2.3 to name it)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/freshen ./cmd/freshen
 	@echo "Built $(BIN)/freshen: $$($(BIN)/freshen version)"
 
-demo: go ## Watch freshen between two real homeservers (KEEP=1 leaves them running)
-	@echo 'The demo needs Go and nothing else. The first time it downloads and builds Dendrite, a homeserver, into .cache:'
-	@echo 'that takes minutes. All that it starts listens on loopback addresses alone.'
-	$(GO) run -tags $(TAGS) ./cmd/freshen-demo $(if $(filter-out 0,$(KEEP)),--keep)
+demo: go ## Watch freshen between two real homeservers (HOMESERVER=synapse puts it before Synapse, KEEP=1 leaves them running)
+	@echo 'The demo needs Go, and Python 3 with venv for HOMESERVER=synapse. The first time it downloads and builds the'
+	@echo 'homeservers into .cache: that takes minutes. All that it starts listens on loopback addresses alone.'
+	$(GO) run -tags $(TAGS) ./cmd/freshen-demo --homeserver $(HOMESERVER) $(if $(filter-out 0,$(KEEP)),--keep)
 
-test: go compiler servers clients dendrite ## Run all tests, with the race detector and real homeservers
+# SYNAPSE_VERSION=1.163.2 runs the tests, and the demo, with that version of Synapse in place of the pinned one.
+test: go compiler servers clients dendrite synapse ## Run all tests, with the race detector and real homeservers
 	$(GO) test -race -tags $(TAGS) -timeout $(TIMEOUT) ./...
 
 soak: go compiler servers ## Kill freshen KILLS=200 times under load, on SQLite and on Postgres, and upset three instances (SEED= of a run that failed)
@@ -89,13 +92,14 @@ servers:
 	@missing=; \
 	command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=' postgresql'; \
 	PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || missing+=' nginx'; \
+	python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=' python3-venv'; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "Installing what tests start, and no service that runs: apt-get install$$missing"; \
 		policy=/usr/sbin/policy-rc.d; \
 		if [ ! -e $$policy ]; then trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' > $$policy; chmod 755 $$policy; fi; \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
-		! command -v systemctl >/dev/null || for package in $$missing; do systemctl disable -q "$$package" || true; done; \
+		! command -v systemctl >/dev/null || for package in $${missing/python3-venv/}; do systemctl disable -q "$$package" || true; done; \
 	else \
 		echo "Tests that need these Debian packages are left out (with CI set, they fail): as root, apt-get install$$missing" >&2; \
 	fi
@@ -124,3 +128,7 @@ dendrite:
 		/[ :]/ { print; fflush(); next } \
 		{ if (++n % 50 == 0) { print "  … " n " packages compiled"; fflush() } } \
 		END { if (n) print "  " n " packages compiled" }'
+
+# The tests install Synapse by themselves, too, into a virtual environment in .cache: 53 packages, 240 MB, a minute or two.
+synapse: go
+	@$(GO) run ./internal/testbed/prepare

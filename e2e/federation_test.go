@@ -36,7 +36,7 @@ func asking(t *testing.T, world *testbed.World, origin string, key *federation.S
 	return client
 }
 
-func keyOf(t *testing.T, d *testbed.Dendrite) *federation.SigningKey {
+func keyOf(t *testing.T, d *testbed.Homeserver) *federation.SigningKey {
 	t.Helper()
 	key, _, err := federation.ReadSigningKey(d.SigningKeyFile)
 	if err != nil {
@@ -46,8 +46,8 @@ func keyOf(t *testing.T, d *testbed.Dendrite) *federation.SigningKey {
 }
 
 // bothWays are the two homeservers, each asking the other.
-func bothWays(world *testbed.World) [][2]*testbed.Dendrite {
-	return [][2]*testbed.Dendrite{{world.A, world.B}, {world.B, world.A}}
+func bothWays(world *testbed.World) [][2]*testbed.Homeserver {
+	return [][2]*testbed.Homeserver{{world.A, world.B}, {world.B, world.A}}
 }
 
 // A failure means that users whose ID holds one of these characters cannot be refreshed: a homeserver computes the

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -10,6 +11,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 	"time"
 
@@ -32,17 +34,23 @@ func run(ctx context.Context, args []string, out, errs io.Writer, color bool) in
 	flags.SetOutput(errs)
 	keep := flags.Bool("keep", os.Getenv("KEEP") != "" && os.Getenv("KEEP") != "0",
 		"leave everything running after the last step, to play with (also KEEP=1)")
+	before := flags.String("homeserver", cmp.Or(os.Getenv("HOMESERVER"), "dendrite"), "which homeserver A is, with freshen before it: dendrite or synapse (also HOMESERVER=)")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
 	case err != nil:
 		return 2
 	case flags.NArg() > 0:
-		fmt.Fprintf(errs, "freshen-demo takes no arguments, only --keep; %q is one.\n", flags.Arg(0))
+		fmt.Fprintf(errs, "freshen-demo takes no arguments, only --keep and --homeserver; %q is one.\n", flags.Arg(0))
+		return 2
+	}
+	kind, ok := map[string]testbed.Kind{"dendrite": testbed.Dendrite, "synapse": testbed.Synapse}[strings.ToLower(*before)]
+	if !ok {
+		fmt.Fprintf(errs, "--homeserver must be dendrite or synapse, is %q.\n", *before)
 		return 2
 	}
 	s := &screen{out: out, color: color}
-	switch err := show(ctx, s, *keep); {
+	switch err := show(ctx, s, kind, *keep); {
 	case errors.Is(err, errInterrupted):
 		fmt.Fprintln(out, "\nStopped before the end, and cleaned up.")
 		return 1
@@ -57,7 +65,7 @@ func run(ctx context.Context, args []string, out, errs io.Writer, color bool) in
 var errInterrupted = errors.New("interrupted")
 
 // show runs the demo and cleans up after it. Data and logs stay where something went wrong.
-func show(ctx context.Context, s *screen, keep bool) (err error) {
+func show(ctx context.Context, s *screen, before testbed.Kind, keep bool) (err error) {
 	started := time.Now()
 	s.header()
 	dir, err := testbed.TempDir()
@@ -74,11 +82,13 @@ func show(ctx context.Context, s *screen, keep bool) (err error) {
 		}
 		err = errors.Join(err, os.RemoveAll(dir))
 	}()
-	if _, err := testbed.BuildDendrite(ctx, s.out); err != nil {
-		return err
+	for _, kind := range []testbed.Kind{before, testbed.Dendrite} {
+		if _, err := kind.Build(ctx, s.out); err != nil {
+			return err
+		}
 	}
 	built := time.Now()
-	world, err := testbed.Start(ctx, testbed.Options{Dir: dir, Freshen: true, Progress: s.out})
+	world, err := testbed.Start(ctx, testbed.Options{Dir: dir, A: before, Freshen: true, Progress: s.out})
 	if err != nil {
 		return err
 	}

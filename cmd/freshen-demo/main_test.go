@@ -21,6 +21,7 @@ func TestWrongUsage(t *testing.T) {
 		{[]string{"--help"}, 0, "-keep"},
 		{[]string{"--nonsense"}, 2, "nonsense"},
 		{[]string{"keep"}, 2, "takes no arguments"},
+		{[]string{"--homeserver", "conduit"}, 2, "dendrite or synapse"},
 	} {
 		var out, errs strings.Builder
 		if got := run(t.Context(), c.args, &out, &errs, false); got != c.want || !strings.Contains(errs.String(), c.says) {

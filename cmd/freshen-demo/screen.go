@@ -45,8 +45,8 @@ func (s *screen) header() {
 }
 
 func (s *screen) running(world *testbed.World, took time.Duration) {
-	fmt.Fprintf(s.out, "Running after %s: Dendrite A is %s, Dendrite B is %s, freshen listens at %s.\n", short(took),
-		world.A.ServerName, world.B.ServerName, world.Freshen.URL)
+	fmt.Fprintf(s.out, "Running after %s: %s A is %s, %s B is %s, freshen listens at %s.\n", short(took),
+		world.A.Kind, world.A.ServerName, world.B.Kind, world.B.ServerName, world.Freshen.URL)
 	fmt.Fprintln(s.out, s.paint(faint, fmt.Sprintf(
 		"For the demo freshen tries again after %s (usually 30 s), and its caches last %s and %s (usually 30 s and 10 s).",
 		testbed.FirstRetry, testbed.SuccessCache, testbed.FailureCache)))
@@ -92,8 +92,9 @@ func (s *screen) kept(world *testbed.World, cast *scenario.Cast) {
 	section := func(title string) { fmt.Fprintf(s.out, "\n%s\n", s.paint(bold, title)) }
 	section("Everything is left running")
 	fmt.Fprintf(s.out, "  freshen       %s   (before A; its own health: %s)\n", world.Freshen.URL, world.Freshen.AdminURL)
-	fmt.Fprintf(s.out, "  Dendrite A    %s   server name %s\n", world.A.URL, world.A.ServerName)
-	fmt.Fprintf(s.out, "  Dendrite B    %s   server name %s\n", world.B.URL, world.B.ServerName)
+	for _, h := range []*testbed.Homeserver{world.A, world.B} {
+		fmt.Fprintf(s.out, "  %-13s %s   server name %s\n", string(h.Kind)+" "+h.Name, h.URL, h.ServerName)
+	}
 	fmt.Fprintf(s.out, "  Data, logs    %s\n", world.Dir)
 	section("Users (password of both: " + scenario.Password + ")")
 	fmt.Fprintf(s.out, "  %s\n    token at A and freshen: %s\n", cast.Alice.UserID(), cast.Alice.Token())

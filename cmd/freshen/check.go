@@ -51,6 +51,11 @@ func checkFiles(cfg *config.Config) (warning string, err error) {
 			wrong["federation.ca_file"] = why
 		}
 	}
+	if file := cfg.Homeserver.Synapse.SecretFile; file != "" {
+		if why := unreadable(file); why != "" {
+			wrong["homeserver.synapse.replication_secret_file"] = why
+		}
+	}
 	if cfg.Database.URL == nil {
 		if why := noPlaceForDatabase(cfg.Database.Path); why != "" {
 			wrong["database"] = why

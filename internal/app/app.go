@@ -8,6 +8,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,6 +19,7 @@ import (
 	"freshen/internal/federation"
 	"freshen/internal/homeserver"
 	"freshen/internal/overlay"
+	"freshen/internal/refresh"
 	"freshen/internal/store"
 )
 
@@ -34,6 +37,8 @@ type App struct {
 	now        func() time.Time
 	hs         *homeserver.Client
 	federation *federation.Client
+	synapse    *homeserver.Synapse // nil unless it is to announce changes itself
+	deliverer  refresh.Deliverer   // the same; a nil one is none
 	proxy      *overlay.Proxy
 	engine     atomic.Pointer[engine] // nil while the database is away since the start
 	away       error                  // why it was away
@@ -58,6 +63,9 @@ func open(ctx context.Context, cfg *config.Config, log *slog.Logger, now func() 
 		}
 	}()
 	if err := a.openFederation(); err != nil {
+		return nil, err
+	}
+	if err := a.openDelivery(); err != nil {
 		return nil, err
 	}
 	a.openHandler()
@@ -95,6 +103,28 @@ func (a *App) openFederation() error {
 		AllowNetworks: a.cfg.Federation.AllowNetworks,
 		UserAgent:     fmt.Sprintf("freshen/%s (device lists for %s)", Version(), a.cfg.Homeserver.Name),
 	})
+	return err
+}
+
+// openDelivery reads the secret that is needed for having Synapse announce changes itself.
+func (a *App) openDelivery() (err error) {
+	synapse := a.cfg.Homeserver.Synapse
+	if synapse.Replication == nil {
+		return nil
+	}
+	var secret []byte
+	if synapse.SecretFile != "" {
+		if secret, err = os.ReadFile(synapse.SecretFile); err != nil {
+			return fmt.Errorf("homeserver.synapse.replication_secret_file: %w", err)
+		}
+	}
+	a.synapse, err = homeserver.NewSynapse(homeserver.SynapseConfig{
+		Database: synapse.Database.URL, Replication: synapse.Replication, Secret: strings.TrimSpace(string(secret)),
+		Log: a.log, Now: a.now,
+	})
+	if err == nil {
+		a.deliverer = a.synapse
+	}
 	return err
 }
 
@@ -198,6 +228,9 @@ func (a *App) Close() error {
 		}
 		if e := a.engine.Load(); e != nil {
 			errs = append(errs, e.close())
+		}
+		if a.synapse != nil {
+			errs = append(errs, a.synapse.Close())
 		}
 		if a.federation != nil {
 			a.federation.Close()

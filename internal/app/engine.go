@@ -44,7 +44,7 @@ type engine struct {
 // openEngine opens the database and has refreshes and the proxy use it.
 func (a *App) openEngine(ctx context.Context) error {
 	e := &engine{log: a.log, now: a.now}
-	knowledge, err := e.open(ctx, a.cfg, a.hs, a.federation)
+	knowledge, err := e.open(ctx, a.cfg, a.hs, a.federation, a.deliverer)
 	if err != nil {
 		return errors.Join(err, e.close())
 	}
@@ -81,7 +81,7 @@ func (a *App) awaitEngine(ctx context.Context) bool {
 	}
 }
 
-func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Client, fetch refresh.Fetcher) (k overlay.Knowledge, err error) {
+func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Client, fetch refresh.Fetcher, deliver refresh.Deliverer) (k overlay.Knowledge, err error) {
 	if e.store, err = store.Open(ctx, store.Config{
 		Path: cfg.Database.Path, URL: cfg.Database.URL, PerDestination: limit.Rate(cfg.Limits.PerDestination),
 		SuccessFor: cfg.Cache.Success, FailureFor: cfg.Cache.Failure, Log: e.log,
@@ -111,6 +111,7 @@ func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Cl
 		ServerAllowed:   cfg.Federation.ServerAllowed,
 		Retry:           policy,
 		Fetching:        e.lists.Fetching,
+		Deliverer:       deliver,
 		Owed:            func() { e.worker.Poke() },
 		Now:             e.now,
 	}, e.store, fetch, e.announcer, e.log)

@@ -52,6 +52,18 @@ type Homeserver struct {
 	// SigningKey is the path of its private key; whether that file can be read is not checked here.
 	SigningKey string
 	Kind       Kind
+	Synapse    Synapse
+}
+
+// Synapse is how a Synapse is told that one of its device lists is stale; see docs/delivery.md. All is empty, or database
+// and replication are not.
+type Synapse struct {
+	// Database is Synapse's own, a Postgres server.
+	Database Database
+	// Replication is the replication listener of its main process, or of the worker that writes device lists.
+	Replication *url.URL
+	// SecretFile holds Synapse's worker_replication_secret; empty where it has none.
+	SecretFile string
 }
 
 // Kind says which homeserver it is, for what differs between them.
@@ -235,7 +247,31 @@ func (h *Homeserver) read(s *section, dir string) {
 	s.httpURL("url", &h.URL)
 	s.file("signing_key", &h.SigningKey, dir)
 	oneOf(s, "kind", &h.Kind, KindAuto, KindGeneric, KindSynapse, KindDendrite)
+	synapse := s.section("synapse")
+	h.Synapse.read(synapse, dir)
+	if h.Synapse.Replication != nil && h.Kind != KindSynapse {
+		synapse.mistake("replication", "needs homeserver.kind: synapse")
+	}
 	s.done()
+}
+
+func (y *Synapse) read(s *section, dir string) {
+	before := s.mistakes()
+	s.database("database", &y.Database, dir)
+	s.httpURL("replication", &y.Replication)
+	s.optionalFile("replication_secret_file", &y.SecretFile, dir)
+	s.done()
+	if s.mistakes() > before {
+		return
+	}
+	switch {
+	case y.Database.Path != "":
+		s.mistake("database", "must be the postgres:// URL of Synapse's own database")
+	case y.Database.URL != nil && y.Replication == nil:
+		s.mistake("replication", "is required where homeserver.synapse.database stands, and missing")
+	case y.Database.URL == nil && (y.Replication != nil || y.SecretFile != ""):
+		s.mistake("database", "is required for the rest of homeserver.synapse, and missing")
+	}
 }
 
 func (f *Federation) read(s *section, dir string) {

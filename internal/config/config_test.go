@@ -244,6 +244,32 @@ cache: {success: -1s}
 }
 
 // A site that mistypes its homeserver's URL must be told so, or freshen would ask the wrong place with users' tokens.
+// TestSynapseKeys: a failure means that a site whose homeserver should announce changes itself starts without that, or with
+// half of it.
+func TestSynapseKeys(t *testing.T) {
+	t.Parallel()
+	file := func(kind, synapse string) string {
+		return "homeserver:\n  name: example.org\n  url: http://127.0.0.1:8008\n  signing_key: k\n  kind: " + kind + "\n  synapse: " + synapse + "\n"
+	}
+	const all = "{database: 'postgres://freshen:pw@127.0.0.1/synapse', replication: 'http://127.0.0.1:9093', replication_secret_file: secret}"
+	got := parse(t, file("synapse", all)).Homeserver.Synapse
+	if got.Database.URL.Path != "/synapse" || got.Replication.String() != "http://127.0.0.1:9093" || got.SecretFile != "/etc/freshen/secret" {
+		t.Errorf("the keys are read as %+v", got)
+	}
+	for text, want := range map[string]string{
+		file("auto", all): "homeserver.synapse.replication: needs homeserver.kind: synapse",
+		file("synapse", "{replication: 'http://127.0.0.1:9093'}"):         "homeserver.synapse.database: is required for the rest of homeserver.synapse, and missing",
+		file("synapse", "{replication_secret_file: s}"):                   "homeserver.synapse.database: is required for the rest of homeserver.synapse, and missing",
+		file("synapse", "{database: 'postgres://h/d'}"):                   "homeserver.synapse.replication: is required where homeserver.synapse.database stands, and missing",
+		file("synapse", "{database: x.db, replication: 'http://h:9093'}"): "homeserver.synapse.database: must be the postgres:// URL of Synapse's own database",
+	} {
+		_, err := config.Parse("/etc/freshen/freshen.yaml", []byte(text), noEnv)
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "pw") {
+			t.Errorf("%s\nis answered %v, want %s", text, err, want)
+		}
+	}
+}
+
 func TestHomeserverURL(t *testing.T) {
 	t.Parallel()
 	for _, bad := range []string{

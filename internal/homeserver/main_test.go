@@ -3,7 +3,7 @@ package homeserver_test
 import (
 	"testing"
 
-	"go.uber.org/goleak"
+	"freshen/internal/store/storetest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { storetest.Main(m) }

@@ -50,6 +50,15 @@ type Neighbourhood interface {
 	Sharing(ctx context.Context, users []id.UserID, target id.UserID) (yes, no []id.UserID)
 }
 
+// Deliverer has the homeserver itself fetch a list and announce it, for sites that do not put freshen before /sync.
+type Deliverer interface {
+	// Mark notes with the homeserver, durably, that what it has of target is stale. It is called for each list that was
+	// fetched for somebody, before they are promised anything; if it fails, they are told so.
+	Mark(ctx context.Context, target id.UserID) error
+	// Deliver makes the homeserver fetch the list now, which it would do by itself later. It tells what goes wrong in the log.
+	Deliver(ctx context.Context, list *freshen.DeviceList)
+}
+
 // Config is what an [Engine] needs to know.
 type Config struct {
 	// ServerName is ours.
@@ -67,6 +76,8 @@ type Config struct {
 	Retry         retry.Policy
 	// Fetching is told of each fetch, and done is called once its outcome is recorded. May be nil.
 	Fetching func(target id.UserID) (done func())
+	// Deliverer may be nil: then clients hear of changes from freshen alone.
+	Deliverer Deliverer
 	// Owed is called when something may be due earlier than before; it must not block.
 	Owed func()
 	// Now and Random (from [0, 1)) are the clock and the dice; nil for the real ones.

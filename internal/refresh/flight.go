@@ -35,6 +35,7 @@ type flight struct {
 	told     time.Time // when the outcome was there
 	err      *freshen.Error
 	news     *freshen.DeviceList // the list that was kept, if it says something new; the flight's own goroutine's alone
+	marked   *freshen.DeviceList // the list that was kept and that the homeserver is to fetch, too; likewise
 }
 
 func (f *flight) has(user id.UserID) bool {
@@ -95,6 +96,9 @@ func (e *Engine) board(target id.UserID, aboard func(*flight)) *flight {
 	e.flights[target] = f
 	e.wg.Go(func() {
 		e.fly(f)
+		if f.marked != nil {
+			e.cfg.Deliverer.Deliver(e.ctx, f.marked)
+		}
 		if f.news != nil {
 			e.tellOddities(f.news)
 		}
@@ -272,7 +276,27 @@ func limited(destination string, wait time.Duration) *freshen.Error {
 	}
 }
 
+// mark has the homeserver know that its list is stale, before a debt is paid or anybody is told of a success: what is
+// marked, the homeserver itself does not forget. Refetches for the overlay concern freshen's own list alone.
+func (e *Engine) mark(ctx context.Context, f *flight, list *freshen.DeviceList) *freshen.Error {
+	if e.cfg.Deliverer == nil || (len(f.requesters) == 0 && f.lease == "") {
+		return nil
+	}
+	if err := e.cfg.Deliverer.Mark(ctx, f.target); err != nil {
+		return &freshen.Error{
+			Code:    freshen.CodeHomeserverDown,
+			Message: "The device list was fetched, but the homeserver's database cannot be told of it just now: please try again in a minute.",
+			Err:     errors.Join(err, e.store.Abandon(ctx, f.target, f.token)),
+		}
+	}
+	f.marked = list
+	return nil
+}
+
 func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceList, gen int64) error {
+	if away := e.mark(ctx, f, list); away != nil {
+		return e.landAway(f, away)
+	}
 	now := e.cfg.Now()
 	kept, err := e.store.Keep(ctx, store.Fetched{
 		List: list, At: now, Requesters: slices.Sorted(maps.Keys(f.requesters)), PaidGen: gen, Token: f.token,

@@ -58,7 +58,7 @@ func BuildDendrite(ctx context.Context, progress io.Writer) (string, error) {
 	fmt.Fprintf(progress, "Building Dendrite %s. The first time this takes some minutes; afterwards it is at hand in %s.\n", version, bin)
 	err = goBuild(ctx, module, path, "tool", progress)
 	if err != nil {
-		return "", fmt.Errorf("Dendrite %s could not be built (it needs the Go toolchain and its module proxy): %w", version, err)
+		return "", fmt.Errorf("%s %s could not be built (it needs the Go toolchain and its module proxy): %w", Dendrite, version, err)
 	}
 	return path, nil
 }
@@ -110,7 +110,7 @@ func goBuild(ctx context.Context, dir, path, target string, progress io.Writer) 
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-buildvcs=false")
 	counter := &buildOutput{}
 	cmd.Stdout, cmd.Stderr = counter, counter
-	stop := sayAlive(orDiscard(progress), &counter.packages)
+	stop := sayAlive(orDiscard(progress), func() string { return fmt.Sprintf("%d packages compiled", counter.packages.Load()) })
 	err = cmd.Run()
 	stop()
 	if err != nil {
@@ -123,7 +123,7 @@ func goBuild(ctx context.Context, dir, path, target string, progress io.Writer) 
 }
 
 // sayAlive writes how far a build is until the function that it returns is called.
-func sayAlive(progress io.Writer, packages *atomic.Int64) (stop func()) {
+func sayAlive(progress io.Writer, how func() string) (stop func()) {
 	done, stopped := make(chan struct{}), make(chan struct{})
 	started := time.Now()
 	go func() {
@@ -135,7 +135,7 @@ func sayAlive(progress io.Writer, packages *atomic.Int64) (stop func()) {
 			case <-done:
 				return
 			case <-tick.C:
-				fmt.Fprintf(progress, "  … %d packages compiled, %s\n", packages.Load(), time.Since(started).Round(time.Second))
+				fmt.Fprintf(progress, "  … %s, %s\n", how(), time.Since(started).Round(time.Second))
 			}
 		}
 	}()

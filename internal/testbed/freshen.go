@@ -61,10 +61,20 @@ func newFreshen(ctx context.Context, binary string, w *World, options Options) (
 }
 
 func (f *Freshen) writeConfig(listen, admin netip.AddrPort, w *World, options Options) error {
-	type section = map[string]any
+	before := section{"name": w.A.ServerName, "url": w.A.URL, "signing_key": w.A.SigningKeyFile}
+	if options.Delivery {
+		secret := filepath.Join(filepath.Dir(f.ConfigFile), "replication_secret")
+		if err := os.WriteFile(secret, []byte(w.A.ReplicationSecret+"\n"), 0o600); err != nil {
+			return fmt.Errorf("the replication secret of freshen's homeserver cannot be written: %w", err)
+		}
+		before["kind"] = "synapse"
+		before["synapse"] = section{
+			"database": w.A.DatabaseURL().String(), "replication": w.A.Replication, "replication_secret_file": secret,
+		}
+	}
 	config := section{
 		"listen":     listen.String(),
-		"homeserver": section{"name": w.A.ServerName, "url": w.A.URL, "signing_key": w.A.SigningKeyFile},
+		"homeserver": before,
 		"database":   f.DatabaseFile,
 		"federation": section{"ca_file": w.CA.File, "allow_networks": []string{"127.0.0.0/8"}},
 		"cache":      section{"success": SuccessCache.String(), "failure": FailureCache.String()},

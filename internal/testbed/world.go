@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"time"
 )
@@ -17,7 +18,7 @@ type World struct {
 	// Dir holds all data and logs of the run.
 	Dir  string
 	CA   *CA
-	A, B *Dendrite
+	A, B *Homeserver
 	// Link stands on A's federation address.
 	Link *Link
 	// Freshen is nil without [Options.Freshen].
@@ -30,8 +31,14 @@ type World struct {
 type Options struct {
 	// Dir is an existing folder for data and logs. It is the caller's to remove.
 	Dir string
+	// A and B say which programs the homeservers are; Dendrite where they are empty.
+	A, B Kind
+	// Postgres holds, by the homeserver's name, the empty databases of those Synapses that are not to have an SQLite file.
+	Postgres map[string]*url.URL
 	// Freshen puts freshen before A.
 	Freshen bool
+	// Delivery has freshen make A, a Synapse on Postgres, announce changes itself.
+	Delivery bool
 	// ManyRefreshes lifts freshen's limit for one destination, for tests that share B. That for one user stays.
 	ManyRefreshes bool
 	// Progress is told about builds that take minutes; nil for silence.
@@ -50,21 +57,18 @@ func Start(ctx context.Context, options Options) (*World, error) {
 }
 
 func (w *World) start(ctx context.Context, options Options) error {
-	binary, err := BuildDendrite(ctx, options.Progress)
-	if err != nil {
-		return err
-	}
+	var err error
 	if w.CA, err = NewCA(w.Dir); err != nil {
 		return err
 	}
-	if err := w.prepareA(ctx, binary); err != nil {
+	if err := w.prepareA(ctx, options); err != nil {
 		return err
 	}
 	nameB, err := freePort(ctx, usable(ctx, addressB))
 	if err != nil {
 		return err
 	}
-	if w.B, err = newDendrite(ctx, binary, w.Dir, "B", nameB, nameB, w.CA, w.http); err != nil {
+	if w.B, err = w.newHomeserver(ctx, "B", options.B, place{name: nameB, listen: nameB}, options); err != nil {
 		return err
 	}
 	if err := together(func() error { return w.A.Start(ctx) }, func() error { return w.B.Start(ctx) }); err != nil {
@@ -73,7 +77,7 @@ func (w *World) start(ctx context.Context, options Options) error {
 	if !options.Freshen {
 		return nil
 	}
-	binary, err = BuildFreshen(ctx, w.Dir, options.Progress)
+	binary, err := BuildFreshen(ctx, w.Dir, options.Progress)
 	if err != nil {
 		return err
 	}
@@ -84,20 +88,20 @@ func (w *World) start(ctx context.Context, options Options) error {
 }
 
 // prepareA makes homeserver A and the link that stands on the address of its name.
-func (w *World) prepareA(ctx context.Context, binary string) error {
+func (w *World) prepareA(ctx context.Context, options Options) error {
 	ip := usable(ctx, addressA)
 	listener, err := listenFree(ctx, ip)
 	if err != nil {
 		return err
 	}
-	if err := w.linkA(ctx, binary, ip, listener); err != nil {
+	if err := w.linkA(ctx, options, ip, listener); err != nil {
 		_ = listener.Close()
 		return err
 	}
 	return nil
 }
 
-func (w *World) linkA(ctx context.Context, binary string, ip netip.Addr, listener net.Listener) error {
+func (w *World) linkA(ctx context.Context, options Options, ip netip.Addr, listener net.Listener) error {
 	name, err := netip.ParseAddrPort(listener.Addr().String())
 	if err != nil {
 		return fmt.Errorf("the address of the link: %w", err)
@@ -106,7 +110,7 @@ func (w *World) linkA(ctx context.Context, binary string, ip netip.Addr, listene
 	if err != nil {
 		return err
 	}
-	if w.A, err = newDendrite(ctx, binary, w.Dir, "A", name, behind, w.CA, w.http); err != nil {
+	if w.A, err = w.newHomeserver(ctx, "A", options.A, place{name: name, listen: behind}, options); err != nil {
 		return err
 	}
 	w.Link, err = newLink(listener, w.A.certFile, w.A.keyFile, behind.String(), w.CA)
@@ -119,17 +123,7 @@ func (w *World) Close(ctx context.Context) error {
 	if w.Freshen != nil {
 		errs = append(errs, w.Freshen.Stop(ctx))
 	}
-	errs = append(errs, together(func() error {
-		if w.A == nil {
-			return nil
-		}
-		return w.A.Stop(ctx)
-	}, func() error {
-		if w.B == nil {
-			return nil
-		}
-		return w.B.Stop(ctx)
-	}))
+	errs = append(errs, together(func() error { return w.A.Stop(ctx) }, func() error { return w.B.Stop(ctx) }))
 	if w.Link != nil {
 		errs = append(errs, w.Link.close())
 	}

@@ -133,11 +133,15 @@ func (c *Client) Token() string { return c.mx.AccessToken }
 // Name is user and device, for messages.
 func (c *Client) Name() string { return fmt.Sprintf("%s (%s)", c.mx.UserID, c.mx.DeviceID) }
 
+// roomVersion is one that every homeserver of the testbed knows; the newest Synapse's own default is not.
+const roomVersion = id.RoomV10
+
 // CreateEncryptedRoom makes a private encrypted room and invites others.
 func (c *Client) CreateEncryptedRoom(ctx context.Context, invite ...id.UserID) (id.RoomID, error) {
 	answer, err := c.mx.CreateRoom(ctx, &mautrix.ReqCreateRoom{
-		Preset: "private_chat",
-		Invite: invite,
+		Preset:      "private_chat",
+		Invite:      invite,
+		RoomVersion: roomVersion,
 		InitialState: []*event.Event{{
 			Type:    event.StateEncryption,
 			Content: event.Content{Parsed: &event.EncryptionEventContent{Algorithm: id.AlgorithmMegolmV1}},
@@ -178,6 +182,15 @@ func (c *Client) Send(ctx context.Context, room id.RoomID, text string) (id.Even
 	answer, err := c.mx.SendMessageEvent(ctx, room, event.EventEncrypted, encrypted)
 	if err != nil {
 		return "", fmt.Errorf("%s cannot send: %w", c.Name(), err)
+	}
+	return answer.EventID, nil
+}
+
+// React reacts to an event with a key such as "👍", which is not encrypted: no homeserver learns of a device by it.
+func (c *Client) React(ctx context.Context, room id.RoomID, to id.EventID, key string) (id.EventID, error) {
+	answer, err := c.mx.SendReaction(ctx, room, to, key)
+	if err != nil {
+		return "", fmt.Errorf("%s cannot react: %w", c.Name(), err)
 	}
 	return answer.EventID, nil
 }

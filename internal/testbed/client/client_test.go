@@ -32,7 +32,7 @@ const (
 var users atomic.Int64
 
 // register makes a new user, named after role, on a homeserver.
-func register(t *testing.T, ctx context.Context, on *testbed.Dendrite, role string) *client.Client {
+func register(t *testing.T, ctx context.Context, on *testbed.Homeserver, role string) *client.Client {
 	t.Helper()
 	c, err := client.Register(ctx, client.Account{
 		URL: on.URL, Localpart: fmt.Sprintf("%s%d", role, users.Add(1)), Password: password, DeviceName: "first",
@@ -46,7 +46,7 @@ func register(t *testing.T, ctx context.Context, on *testbed.Dendrite, role stri
 }
 
 // login signs c's user in on another device.
-func login(t *testing.T, ctx context.Context, on *testbed.Dendrite, c *client.Client, name string) *client.Client {
+func login(t *testing.T, ctx context.Context, on *testbed.Homeserver, c *client.Client, name string) *client.Client {
 	t.Helper()
 	localpart, _, err := c.UserID().Parse()
 	if err != nil {

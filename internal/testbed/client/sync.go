@@ -276,6 +276,17 @@ func (c *Client) AwaitReceived(ctx context.Context, message id.EventID) error {
 	return nil
 }
 
+// AwaitEvent returns when an event has come in /sync, whatever it is.
+func (c *Client) AwaitEvent(ctx context.Context, event id.EventID) error {
+	err := c.log.await(ctx, func() bool {
+		return slices.ContainsFunc(c.log.syncs, func(s Sync) bool { return slices.Contains(s.Events, event) })
+	})
+	if err != nil {
+		return fmt.Errorf("%s did not see the event: %w", c.Name(), err)
+	}
+	return nil
+}
+
 // AwaitMember returns when this client has seen that user is in the room.
 func (c *Client) AwaitMember(ctx context.Context, room id.RoomID, user id.UserID) error {
 	err := c.log.await(ctx, func() bool { return c.mx.StateStore.IsInRoom(ctx, room, user) })

@@ -172,19 +172,20 @@ func (s *story) vouchedFor(ctx context.Context, device *client.Client) error {
 	return nil
 }
 
-func (s *story) say(ctx context.Context, from *client.Client, text string, to *client.Client) error {
+// say sends a message and returns when the other device has read it.
+func (s *story) say(ctx context.Context, from *client.Client, text string, to *client.Client) (id.EventID, error) {
 	message, err := from.Send(ctx, s.Room, text)
 	if err != nil {
-		return err
+		return "", err
 	}
 	read, err := to.AwaitMessage(ctx, message)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if read != text {
-		return fmt.Errorf("%s read %q instead of %q", to.Name(), read, text)
+		return "", fmt.Errorf("%s read %q instead of %q", to.Name(), read, text)
 	}
-	return nil
+	return message, nil
 }
 
 func (s *story) signIn(ctx context.Context, device string) (*client.Client, error) {

@@ -83,8 +83,8 @@ type story struct {
 
 	// quiet is the number of Alice's first /sync answer that must not name Bob, and waiting that of her waiting /sync.
 	quiet, waiting int
-	// unreadable is the message that Alice sent while her list was stale.
-	unreadable id.EventID
+	// unreadable is the message that Alice sent while her list was stale, readable the one after it was refreshed.
+	unreadable, readable id.EventID
 }
 
 // line tells one line. It fills in Took where f leaves it at 0.

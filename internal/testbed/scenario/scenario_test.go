@@ -15,7 +15,7 @@ import (
 func TestFailureMustSayEverything(t *testing.T) {
 	const good = `{"errcode":"M_UNKNOWN","error":"127.0.0.3:1 refused the connection. Next try in 2 s.",` +
 		`"org.matrix.msc2638.failure":{"destination":"127.0.0.3:1","reason":"connect","retry_after_ms":2000}}`
-	s := &story{world: &testbed.World{B: &testbed.Dendrite{ServerName: "127.0.0.3:1"}}}
+	s := &story{world: &testbed.World{B: &testbed.Homeserver{ServerName: "127.0.0.3:1"}}}
 	check := func(status int, body string) error {
 		_, err := s.checkFailure(&client.Answer{Status: status, Body: []byte(body)})
 		return err

@@ -2,6 +2,7 @@
 package testbedtest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,10 +29,10 @@ type Shared struct {
 	err   error
 }
 
-// World returns the shared world. Where this machine cannot build Dendrite the test is skipped, or fails if CI is set.
+// World returns the shared world. Where this machine cannot build its homeservers the test is skipped, or fails if CI is set.
 func (s *Shared) World(t testing.TB) *testbed.World {
 	t.Helper()
-	needDendrite(t)
+	need(t, s.Options.A, s.Options.B)
 	s.once.Do(func() { s.world, s.dir, s.err = start(s.Options) })
 	if s.err != nil {
 		t.Fatalf("The shared world did not start: %v", s.err)
@@ -61,7 +62,7 @@ func (r runner) Run() int { return r() }
 // Own starts a world for one test, for stories that spoil it, and stops it with the test. The logs of a failed test stay.
 func Own(t testing.TB, options testbed.Options) *testbed.World {
 	t.Helper()
-	needDendrite(t)
+	need(t, options.A, options.B)
 	world, dir, err := start(options)
 	if err != nil {
 		t.Fatalf("The world did not start: %v", err)
@@ -99,21 +100,30 @@ func closeWorld(world *testbed.World, dir string, remove bool) error {
 	return os.RemoveAll(dir)
 }
 
-var dendrite = sync.OnceValue(func() error {
-	_, err := testbed.BuildDendrite(context.Background(), os.Stderr)
-	return err
-})
+// built has, by kind, whether this machine has that homeserver, once for the binary. No bound in time but the test's own:
+// a cold build takes minutes.
+var built = map[testbed.Kind]func() error{
+	testbed.Dendrite: sync.OnceValue(func() error { return build(testbed.Dendrite) }),
+	testbed.Synapse:  sync.OnceValue(func() error { return build(testbed.Synapse) }),
+}
 
-// needDendrite builds Dendrite once for the binary. No bound in time but the test's own: a cold build takes minutes.
-func needDendrite(t testing.TB) {
+func build(kind testbed.Kind) error {
+	_, err := kind.Build(context.Background(), os.Stderr)
+	return err
+}
+
+// need builds what a world is made of. Where that cannot be, the test is skipped, or fails if CI is set.
+func need(t testing.TB, kinds ...testbed.Kind) {
 	t.Helper()
-	err := dendrite()
-	switch {
-	case err == nil:
-	case os.Getenv("CI") != "":
-		t.Fatalf("Real homeservers are required here: %v", err)
-	default:
-		t.Skipf("Skipped, since there is no homeserver to test with. With access to the Go module proxy it builds itself: %v", err)
+	for _, kind := range kinds {
+		err := built[cmp.Or(kind, testbed.Dendrite)]()
+		switch {
+		case err == nil:
+		case os.Getenv("CI") != "":
+			t.Fatalf("Real homeservers are required here: %v", err)
+		default:
+			t.Skipf("Skipped, since there is no homeserver to test with: %v", err)
+		}
 	}
 }
 
