@@ -25,6 +25,7 @@ type cli struct {
 	Config string `short:"c" placeholder:"FILE" help:"The configuration file. Without it: ./freshen.yaml, or else /etc/freshen/freshen.yaml."`
 
 	Serve   serveCmd   `cmd:"" help:"Stand in front of the homeserver and serve until SIGTERM or SIGINT."`
+	Init    initCmd    `cmd:"" help:"Write a freshen.yaml for a homeserver, from its own configuration."`
 	Check   checkCmd   `cmd:"" help:"Check the configuration file and the files that it names, and report every mistake."`
 	Version versionCmd `cmd:"" help:"Say which freshen this is."`
 }
