@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/http"
 	"time"
+
+	"freshen/internal/owed"
 )
 
 // adminHandler answers the site's own monitoring: /health says that the process runs, which is all that what passes
@@ -28,5 +30,19 @@ func (a *App) adminHandler() http.Handler {
 		}
 		_, _ = w.Write([]byte("ready\n"))
 	})
+	mux.Handle("/owed", owed.Handler(a.ledger, a.log))
+	mux.Handle("/owed/", owed.Handler(a.ledger, a.log))
 	return mux
+}
+
+// ledger is what is owed; nil while the database is away.
+func (a *App) ledger() *owed.Ledger {
+	e := a.engine.Load()
+	if e == nil {
+		return nil
+	}
+	return &owed.Ledger{Store: e.store, GiveUpAfter: a.cfg.Retry.GiveUpAfter, Now: a.now, Changed: func(dropped int64) {
+		e.refresh.Dropped(dropped)
+		e.worker.Poke()
+	}}
 }
