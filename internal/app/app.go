@@ -16,6 +16,7 @@ import (
 	"freshen/internal/config"
 	"freshen/internal/federation"
 	"freshen/internal/homeserver"
+	"freshen/internal/metrics"
 	"freshen/internal/overlay"
 	"freshen/internal/store"
 )
@@ -35,6 +36,7 @@ type App struct {
 	hs         *homeserver.Client
 	federation *federation.Client
 	proxy      *overlay.Proxy
+	metrics    *metrics.Metrics
 	engine     atomic.Pointer[engine] // nil while the database is away since the start
 	away       error                  // why it was away
 
@@ -51,7 +53,7 @@ func Open(ctx context.Context, cfg *config.Config, log *slog.Logger) (*App, erro
 }
 
 func open(ctx context.Context, cfg *config.Config, log *slog.Logger, now func() time.Time) (_ *App, err error) {
-	a := &App{cfg: cfg, log: log, now: now, grace: grace}
+	a := &App{cfg: cfg, log: log, now: now, grace: grace, metrics: metrics.New(Version())}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.Close())
@@ -61,6 +63,7 @@ func open(ctx context.Context, cfg *config.Config, log *slog.Logger, now func() 
 		return nil, err
 	}
 	a.openHandler()
+	a.watch()
 	err = a.openEngine(ctx)
 	if away, ok := errors.AsType[*store.UnreachableError](err); ok {
 		a.away = away
@@ -115,7 +118,7 @@ func (a *App) openHandler() {
 // Addr is where clients are served.
 func (a *App) Addr() net.Addr { return a.public.Addr() }
 
-// AdminAddr is where /health and /ready are served.
+// AdminAddr is where operators are served.
 func (a *App) AdminAddr() net.Addr { return a.admin.Addr() }
 
 // Run serves until ctx is done. Then it hurries the long polls, lets running requests end, for ten seconds at the

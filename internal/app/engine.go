@@ -16,6 +16,7 @@ import (
 	"freshen/internal/homeserver"
 	"freshen/internal/kept"
 	"freshen/internal/limit"
+	"freshen/internal/metrics"
 	"freshen/internal/overlay"
 	"freshen/internal/refresh"
 	"freshen/internal/retry"
@@ -44,7 +45,7 @@ type engine struct {
 // openEngine opens the database and has refreshes and the proxy use it.
 func (a *App) openEngine(ctx context.Context) error {
 	e := &engine{log: a.log, now: a.now}
-	knowledge, err := e.open(ctx, a.cfg, a.hs, a.federation)
+	knowledge, err := e.open(ctx, a.cfg, a.hs, timed{a.federation, a.metrics}, a.metrics)
 	if err != nil {
 		return errors.Join(err, e.close())
 	}
@@ -81,10 +82,10 @@ func (a *App) awaitEngine(ctx context.Context) bool {
 	}
 }
 
-func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Client, fetch refresh.Fetcher) (k overlay.Knowledge, err error) {
+func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Client, fetch refresh.Fetcher, m *metrics.Metrics) (k overlay.Knowledge, err error) {
 	if e.store, err = store.Open(ctx, store.Config{
 		Path: cfg.Database.Path, URL: cfg.Database.URL, PerDestination: limit.Rate(cfg.Limits.PerDestination),
-		SuccessFor: cfg.Cache.Success, FailureFor: cfg.Cache.Failure, Log: e.log,
+		SuccessFor: cfg.Cache.Success, FailureFor: cfg.Cache.Failure, Log: e.log, Committed: m.Committed,
 	}); err != nil {
 		return k, err
 	}
@@ -95,6 +96,7 @@ func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Cl
 	if e.announcer, err = announce.Open(ctx, e.store, neighbours, e.log, e.now); err != nil {
 		return k, fmt.Errorf("the announcements cannot be read: %w", err)
 	}
+	e.announcer.OnWoken(m.Woken)
 	// What is kept is known before the clients are told to ask for it.
 	e.store.OnCommit(func(c store.Committed) {
 		e.lists.Put(c.Kept)
@@ -112,6 +114,7 @@ func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Cl
 		Retry:           policy,
 		Fetching:        e.lists.Fetching,
 		Owed:            func() { e.worker.Poke() },
+		Observe:         m.Refreshed,
 		Now:             e.now,
 	}, e.store, fetch, e.announcer, e.log)
 	e.worker = retry.NewWorker(e.store, retry.Config{

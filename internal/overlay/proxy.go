@@ -55,6 +55,7 @@ type Proxy struct {
 	transport *transport
 	proxy     httputil.ReverseProxy
 	sticky    stickiness
+	counters  counters
 
 	knowledge atomic.Pointer[Knowledge] // nil until Learn
 	learnt    chan struct{}             // closed by Learn

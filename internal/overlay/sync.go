@@ -282,10 +282,12 @@ type syncBody struct {
 	entries []announce.Entry
 	learn   bool
 	whole   bool
+	bytes   int64
 }
 
 func (b *syncBody) Read(into []byte) (int, error) {
 	n, err := b.spliced.Read(into)
+	b.bytes += int64(n)
 	if errors.Is(err, io.EOF) {
 		b.whole = true
 	}
@@ -294,6 +296,7 @@ func (b *syncBody) Read(into []byte) (int, error) {
 
 func (b *syncBody) Close() error {
 	result := b.spliced.Result()
+	b.x.p.counters.sync.count(b.bytes, len(b.entries) > 0)
 	switch {
 	case result.SeenMore: // too many to name
 		b.lists.Announced(b.lists.Users())

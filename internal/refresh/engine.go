@@ -69,6 +69,8 @@ type Config struct {
 	Fetching func(target id.UserID) (done func())
 	// Owed is called when something may be due earlier than before; it must not block.
 	Owed func()
+	// Observe is told of each request and what came of it, as the log is; nil for nobody. It must not block.
+	Observe func(outcome string, err error)
 	// Now and Random (from [0, 1)) are the clock and the dice; nil for the real ones.
 	Now    func() time.Time
 	Random func() float64
@@ -107,6 +109,9 @@ func New(cfg Config, s *store.Store, fetch Fetcher, rooms Neighbourhood, log *sl
 	if cfg.Owed == nil {
 		cfg.Owed = func() {}
 	}
+	if cfg.Observe == nil {
+		cfg.Observe = func(string, error) {}
+	}
 	if cfg.Random == nil {
 		cfg.Random = rand.Float64
 	}
@@ -134,6 +139,7 @@ func (e *Engine) Close() {
 func (e *Engine) Refresh(ctx context.Context, who freshen.Requester, target id.UserID, cred homeserver.Credentials) error {
 	began := e.cfg.Now()
 	how, err := e.refresh(ctx, who, target, cred)
+	e.cfg.Observe(how, err)
 	level, attrs := slog.LevelInfo, []any{"target", target, "requester", who.UserID, "outcome", how, "took", e.cfg.Now().Sub(began).Round(time.Microsecond)}
 	if told, ok := errors.AsType[*freshen.Error](err); ok {
 		attrs = append(attrs, "code", told.Code)
