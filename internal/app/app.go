@@ -18,6 +18,7 @@ import (
 	"freshen/internal/homeserver"
 	"freshen/internal/metrics"
 	"freshen/internal/overlay"
+	"freshen/internal/probe"
 	"freshen/internal/store"
 )
 
@@ -37,6 +38,7 @@ type App struct {
 	federation *federation.Client
 	proxy      *overlay.Proxy
 	metrics    *metrics.Metrics
+	probeKey   probe.Key
 	engine     atomic.Pointer[engine] // nil while the database is away since the start
 	away       error                  // why it was away
 
@@ -87,6 +89,7 @@ func (a *App) openFederation() error {
 	if warning != "" {
 		a.log.Warn("the signing key is not safe", "warning", warning)
 	}
+	a.probeKey = key.Derive(probe.Purpose)
 	roots, err := federation.LoadRoots(a.cfg.Federation.CAFile)
 	if err != nil {
 		return fmt.Errorf("federation.ca_file: %w", err)
@@ -106,13 +109,13 @@ func (a *App) openHandler() {
 	a.hs = homeserver.New(a.cfg.Homeserver.URL, nil)
 	a.proxy = overlay.New(overlay.Config{Homeserver: a.cfg.Homeserver.URL, Who: a.hs, Log: a.log, Now: a.now})
 	own := clientapi.New(a.hs, refresher{a}, a.log)
-	a.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	a.handler = probe.Handler(a.probeKey, a.now, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if own.Match(r) {
 			own.ServeHTTP(w, r)
 			return
 		}
 		a.proxy.ServeHTTP(w, r)
-	})
+	}))
 }
 
 // Addr is where clients are served.
