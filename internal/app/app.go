@@ -39,6 +39,8 @@ type App struct {
 	proxy      *overlay.Proxy
 	metrics    *metrics.Metrics
 	probeKey   probe.Key
+	reloading  sync.Mutex             // guards live, and is held while it is put in force
+	live       *config.Config         // cfg, or what it was reloaded with
 	engine     atomic.Pointer[engine] // nil while the database is away since the start
 	away       error                  // why it was away
 
@@ -55,7 +57,7 @@ func Open(ctx context.Context, cfg *config.Config, log *slog.Logger) (*App, erro
 }
 
 func open(ctx context.Context, cfg *config.Config, log *slog.Logger, now func() time.Time) (_ *App, err error) {
-	a := &App{cfg: cfg, log: log, now: now, grace: grace, metrics: metrics.New(Version())}
+	a := &App{cfg: cfg, live: cfg, log: log, now: now, grace: grace, metrics: metrics.New(Version())}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.Close())

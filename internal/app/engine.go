@@ -45,7 +45,7 @@ type engine struct {
 // openEngine opens the database and has refreshes and the proxy use it.
 func (a *App) openEngine(ctx context.Context) error {
 	e := &engine{log: a.log, now: a.now}
-	knowledge, err := e.open(ctx, a.cfg, a.hs, timed{a.federation, a.metrics}, a.metrics)
+	knowledge, err := e.open(ctx, a.cfg, a.hs, timed{a.federation, a.metrics}, a.metrics, a.serverAllowed)
 	if err != nil {
 		return errors.Join(err, e.close())
 	}
@@ -54,6 +54,7 @@ func (a *App) openEngine(ctx context.Context) error {
 		e.lists.Announced(e.lists.Users())
 	}
 	a.engine.Store(e)
+	a.enforce(ctx)
 	a.proxy.Learn(knowledge)
 	return nil
 }
@@ -82,7 +83,7 @@ func (a *App) awaitEngine(ctx context.Context) bool {
 	}
 }
 
-func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Client, fetch refresh.Fetcher, m *metrics.Metrics) (k overlay.Knowledge, err error) {
+func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Client, fetch refresh.Fetcher, m *metrics.Metrics, allowed func(string) bool) (k overlay.Knowledge, err error) {
 	if e.store, err = store.Open(ctx, store.Config{
 		Path: cfg.Database.Path, URL: cfg.Database.URL, PerDestination: limit.Rate(cfg.Limits.PerDestination),
 		SuccessFor: cfg.Cache.Success, FailureFor: cfg.Cache.Failure, Log: e.log, Committed: m.Committed,
@@ -110,7 +111,7 @@ func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Cl
 		FailureFor:      cfg.Cache.Failure,
 		PerUser:         limit.Rate(cfg.Limits.PerUser),
 		SharedRoomsOnly: cfg.Limits.SharedRoomsOnly,
-		ServerAllowed:   cfg.Federation.ServerAllowed,
+		ServerAllowed:   allowed,
 		Retry:           policy,
 		Fetching:        e.lists.Fetching,
 		Owed:            func() { e.worker.Poke() },

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -84,6 +85,7 @@ type Engine struct {
 	rooms  Neighbourhood
 	log    *slog.Logger
 	users  *limit.Limiter
+	shared atomic.Bool // SharedRoomsOnly, as it stands
 	recent outcomes
 	ended  endings
 
@@ -121,8 +123,15 @@ func New(cfg Config, s *store.Store, fetch Fetcher, rooms Neighbourhood, log *sl
 		recent:  newOutcomes(cfg.SuccessFor, cfg.FailureFor),
 		flights: map[id.UserID]*flight{}, probes: map[string]*probe{},
 	}
+	e.shared.Store(cfg.SharedRoomsOnly)
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	return e
+}
+
+// Limit changes who may ask, from now on.
+func (e *Engine) Limit(perUser limit.Rate, sharedRoomsOnly bool) {
+	e.users.SetRate(perUser)
+	e.shared.Store(sharedRoomsOnly)
 }
 
 // Close abandons the fetches that are running, waits until what they leave is recorded, and refuses new ones.
@@ -211,7 +220,7 @@ func (e *Engine) mayAsk(ctx context.Context, who freshen.Requester, target id.Us
 			},
 		}
 	}
-	if !e.cfg.SharedRoomsOnly {
+	if !e.shared.Load() {
 		return nil
 	}
 	shares, err := e.rooms.Shares(ctx, who.UserID, cred, target)

@@ -97,9 +97,10 @@ func (s *Store) openPostgres(ctx context.Context, cfg Config) error {
 	listener := config.Copy()
 	listener.RuntimeParams["application_name"] += " (listens)"
 	s.sharing = &sharing{
-		instance: rand.Text(), rate: cfg.PerDestination, successFor: cfg.SuccessFor, failureFor: cfg.FailureFor,
+		instance: rand.Text(), successFor: cfg.SuccessFor, failureFor: cfg.FailureFor,
 		listener: listener, later: make(chan struct{}, 1),
 	}
+	s.sharing.rate.Store(&cfg.PerDestination)
 	s.sharing.start(s)
 	return nil
 }

@@ -50,9 +50,9 @@ func (s *Store) beginShared(ctx context.Context, f Fetch) (begun Begun, err erro
 			return errNotNow
 		}
 		if !f.Claimed {
-			take := s.sharing.rate.Take
+			take := s.sharing.rate.Load().Take
 			if f.Spare {
-				take = s.sharing.rate.TakeSpare
+				take = s.sharing.rate.Load().TakeSpare
 			}
 			whole, begun.Wait = take(whole, f.Now)
 			if err := t.putRate(ctx, name, whole); err != nil {
@@ -163,7 +163,7 @@ func (s *Store) takeSpare(ctx context.Context, t *tx, destination string, now ti
 	if err != nil {
 		return 0, err
 	}
-	whole, wait = s.sharing.rate.TakeSpare(whole, now)
+	whole, wait = s.sharing.rate.Load().TakeSpare(whole, now)
 	return wait, t.putRate(ctx, destination, whole)
 }
 

@@ -127,6 +127,15 @@ func (s *Store) open(ctx context.Context, cfg Config) error {
 	return s.openPostgres(ctx, cfg)
 }
 
+// SetPerDestination limits the fetches from one server to another rate from now on, those of this instance: where there
+// are others, they must be told the same.
+func (s *Store) SetPerDestination(rate limit.Rate) {
+	s.rates.SetRate(rate)
+	if s.sharing != nil {
+		s.sharing.rate.Store(&rate)
+	}
+}
+
 // Ready says whether the database answers and takes what is written. It waits no longer than ctx, whatever becomes of
 // what it wrote.
 func (s *Store) Ready(ctx context.Context) error {
