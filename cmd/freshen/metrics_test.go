@@ -87,6 +87,25 @@ func TestMetrics(t *testing.T) {
 			}
 		}
 	}
+
+	// The documentation explains each, and no other.
+	text, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	explained := map[string]bool{}
+	for _, match := range regexp.MustCompile("`(freshen_[a-z_]+)`").FindAllStringSubmatch(string(text), -1) {
+		explained[match[1]] = true
+	}
+	for _, match := range regexp.MustCompile(`(?m)^# TYPE (freshen_[a-z_]+) `).FindAllStringSubmatch(scraped, -1) {
+		if !explained[match[1]] {
+			t.Errorf("docs/operations.md does not explain %s", match[1])
+		}
+		delete(explained, match[1])
+	}
+	for name := range explained {
+		t.Errorf("docs/operations.md explains %s, which freshen does not serve", name)
+	}
 }
 
 func TestAlertRulesAndDashboard(t *testing.T) {
