@@ -48,7 +48,7 @@ type books interface {
 // database.
 func withBooks(cfg *config.Config, log io.Writer, ask func(context.Context, books) error) (err error) {
 	ctx := context.Background()
-	client := &http.Client{}
+	client := &http.Client{Transport: &http.Transport{}} // without a proxy of the environment
 	defer client.CloseIdleConnections()
 	err = ask(ctx, &owed.Client{Address: cfg.Admin.Listen, HTTP: client})
 	if !errors.Is(err, owed.ErrNotRunning) {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -15,7 +14,6 @@ import (
 	"strings"
 	"syscall"
 
-	"freshen/internal/limit"
 	"freshen/internal/owed"
 	"freshen/internal/store"
 )
@@ -116,7 +114,7 @@ func (d *doctor) database(ctx context.Context) {
 	}
 	var err error
 	if database.URL != nil {
-		err = d.postgres(ctx)
+		err = store.CheckPostgres(ctx, database.URL)
 	} else {
 		err = d.sqlite(ctx, database.Path)
 	}
@@ -128,18 +126,6 @@ func (d *doctor) database(ctx context.Context) {
 	default:
 		d.say("database", OK, database.Redacted()+" can be used.", "")
 	}
-}
-
-func (d *doctor) postgres(ctx context.Context) error {
-	cfg := d.Config.Config
-	s, err := store.Open(ctx, store.Config{
-		URL: cfg.Database.URL, PerDestination: limit.Rate(cfg.Limits.PerDestination),
-		SuccessFor: cfg.Cache.Success, FailureFor: cfg.Cache.Failure, Log: slog.New(slog.DiscardHandler),
-	})
-	if err != nil {
-		return err
-	}
-	return errors.Join(s.Ready(ctx), s.Close())
 }
 
 // sqlite looks whether the file is whole, ours and can be written, without taking it from a freshen that uses it.
