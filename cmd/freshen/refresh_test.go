@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	bob     id.UserID = "@bob/x:b.org"
-	bobPath           = "/_matrix/client/v3/user/@bob%2Fx:b.org/devices/refresh"
+	bob     = id.UserID("@bob/x:b.org")
+	bobPath = "/_matrix/client/v3/user/@bob%2Fx:b.org/devices/refresh"
 )
 
 // site answers the refresh of Bob with status and answer, and knows his devices. It takes one token.

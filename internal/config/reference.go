@@ -88,7 +88,7 @@ func (s *section) note(key, def, allowed string) {
 }
 
 func between(least, most time.Duration) string {
-	return fmt.Sprintf("`%s` to `%s`", short(least), short(most))
+	return "`" + short(least) + "` to `" + short(most) + "`"
 }
 
 func oneOfThese(names ...string) string { return "`" + strings.Join(names, "`, `") + "`" }

@@ -132,7 +132,7 @@ func destination(d store.Destination) Destination {
 func (l *Ledger) debt(o store.OwedDebt, now time.Time) Debt {
 	shown := Debt{
 		Target: o.Target, AskedAt: o.AskedAt.UTC(), GivenUpAt: o.AskedAt.Add(l.GiveUpAfter).UTC(),
-		Failures: o.Debt.Failures, Reason: o.Debt.Reason, Error: o.Debt.Sentence,
+		Failures: o.Failures, Reason: o.Reason, Error: o.Sentence,
 		NextTry: now.UTC().Truncate(time.Millisecond),
 	}
 	shown.Running = o.Lease != "" && o.DueAt.After(now)

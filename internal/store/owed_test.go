@@ -1,6 +1,8 @@
 package store_test
 
 import (
+	"database/sql"
+	"strings"
 	"testing"
 	"time"
 
@@ -8,6 +10,7 @@ import (
 
 	"freshen"
 	"freshen/internal/store"
+	"freshen/internal/store/storetest"
 )
 
 // fails owes a target as a real failure of its destination would.
@@ -134,4 +137,28 @@ func TestTryNow(t *testing.T) {
 			t.Errorf("claimed %v: c.org was not to be hurried", got)
 		}
 	})
+}
+
+// Who only looks must leave a database as it is: an older freshen may still have to start on it.
+func TestCheckPostgresChangesNothing(t *testing.T) {
+	database := storetest.Shared(t).NewDatabase(t)
+	for range 2 {
+		if err := store.CheckPostgres(t.Context(), database); err != nil {
+			t.Fatal(err)
+		}
+	}
+	db, err := sql.Open("pgx", database.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	var tables int
+	if err := db.QueryRowContext(t.Context(), `SELECT count(*) FROM pg_tables WHERE schemaname = 'public'`).Scan(&tables); err != nil || tables != 0 {
+		t.Errorf("%d tables were made (%v)", tables, err)
+	}
+	gone := *database
+	gone.Path = "/no_such_database"
+	if err := store.CheckPostgres(t.Context(), &gone); err == nil || !strings.Contains(err.Error(), "no_such_database") {
+		t.Errorf("a database that is not there: %v", err)
+	}
 }
