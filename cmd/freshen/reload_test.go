@@ -46,15 +46,17 @@ func TestReload(t *testing.T) {
 	}
 
 	edit(t, file, "deny_servers: ['127.0.0.1']", "deny_servers: []")
-	edit(t, file, "every: 1ms, burst: 100", "every: 1h, burst: 1")
+	edit(t, file, "every: 1ms, burst: 100", "every: 1h, burst: 2")
 	freshen.signal(t, syscall.SIGHUP)
 	freshen.logged(t, "configuration reloaded")
 	freshen.refresh(t, "bob", http.StatusBadGateway, "freshen tries again by itself")
+	// What was used a moment ago still counts, so that the second may be refused, and the third must be.
+	freshen.do(t, http.MethodPost, freshen.url+"/_matrix/client/v3/user/@bob:127.0.0.1:1/devices/refresh")
 	freshen.refresh(t, "bob", http.StatusTooManyRequests, "You have asked for many device lists")
 	freshen.passes(t)
 
 	// At error level no refresh is logged. A second reload ends that, and its line comes after all that was logged.
-	edit(t, file, "every: 1h, burst: 1", "every: 1ms, burst: 1000")
+	edit(t, file, "every: 1h, burst: 2", "every: 1ms, burst: 1000")
 	edit(t, file, "level: debug", "level: error")
 	freshen.signal(t, syscall.SIGHUP)
 	loosened := func() bool {
