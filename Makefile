@@ -86,13 +86,14 @@ compiler:
 	fi
 
 # The tests start their own Postgres and nginx from the programs of these packages, on free ports and in temporary
-# directories. The packages' own services are of no use: policy-rc.d, by which Debian's packages ask whether they may start
+# directories, and have prometheus' promtool look at what deploy/prometheus holds. The packages' own services are of no use: policy-rc.d, by which Debian's packages ask whether they may start
 # what they bring, says no while they are installed, and they are taken out of what starts with the machine.
 servers:
 	@missing=; \
 	command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=' postgresql'; \
 	PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || missing+=' nginx'; \
 	python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=' python3-venv'; \
+	command -v promtool >/dev/null || missing+=' prometheus'; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "Installing what tests start, and no service that runs: apt-get install$$missing"; \

@@ -23,7 +23,7 @@ func TestSynapseAnnouncesItself(t *testing.T) {
 		Postgres: map[string]*url.URL{"A": storetest.StartPostgres(t, storetest.Options{}).NewDatabase(t)},
 	})
 	ctx := testbedtest.Context(t, longPatience)
-	p := meet(t, ctx, world, world.A.URL)
+	p := introduced(t, ctx, world, world.A.URL)
 	bob := p.bob.UserID()
 	press := func(want int) {
 		t.Helper()

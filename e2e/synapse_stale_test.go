@@ -39,7 +39,7 @@ type pair struct {
 	direct, through *caller
 }
 
-func meet(t *testing.T, ctx context.Context, world *testbed.World, through string) *pair {
+func introduced(t *testing.T, ctx context.Context, world *testbed.World, through string) *pair {
 	t.Helper()
 	p := &pair{world: world}
 	p.alice = newClient(t, ctx, through, "alice")
@@ -193,7 +193,7 @@ func TestBetweenSynapses(t *testing.T) {
 		Postgres: map[string]*url.URL{"A": storetest.StartPostgres(t, storetest.Options{}).NewDatabase(t)},
 	})
 	ctx := testbedtest.Context(t, longPatience)
-	p := meet(t, ctx, world, world.Freshen.URL)
+	p := introduced(t, ctx, world, world.Freshen.URL)
 	bob := p.bob.UserID()
 	p.requireDevices(t, ctx, p.direct, "before anything is lost", p.bob)
 

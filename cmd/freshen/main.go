@@ -25,7 +25,11 @@ type cli struct {
 	Config string `short:"c" placeholder:"FILE" help:"The configuration file. Without it: ./freshen.yaml, or else /etc/freshen/freshen.yaml."`
 
 	Serve   serveCmd   `cmd:"" help:"Stand in front of the homeserver and serve until SIGTERM or SIGINT."`
+	Init    initCmd    `cmd:"" help:"Write a freshen.yaml for a homeserver, from its own configuration."`
 	Check   checkCmd   `cmd:"" help:"Check the configuration file and the files that it names, and report every mistake."`
+	Doctor  doctorCmd  `cmd:"" help:"Look at the site as it runs, and say of each thing whether it is right and what to do."`
+	Refresh refreshCmd `cmd:"" help:"Refresh a user's device list as a client would, and show the devices and who signed them."`
+	Owed    owedCmd    `cmd:"" help:"Show what freshen owes: the refreshes that it goes on trying."`
 	Version versionCmd `cmd:"" help:"Say which freshen this is."`
 }
 

@@ -351,3 +351,16 @@ func TestTakenPort(t *testing.T) {
 		t.Errorf("serve ends with %d and says:\n%s", status, stderr)
 	}
 }
+
+// edit puts one text in the place of another in a file.
+func edit(t *testing.T, path, before, after string) {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(data), before) {
+		t.Fatalf("%s has no %q", path, before)
+	}
+	write(t, filepath.Dir(path), filepath.Base(path), strings.Replace(string(data), before, after, 1))
+}

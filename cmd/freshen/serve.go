@@ -7,7 +7,10 @@ import (
 	"io"
 	stdlog "log"
 	"log/slog"
+	"os"
 	"os/signal"
+	"strings"
+	"sync"
 	"syscall"
 
 	"freshen/internal/app"
@@ -23,8 +26,14 @@ func (*serveCmd) Run(line *cli, to console) (err error) {
 	if err != nil {
 		return err
 	}
-	log := newLogger(to.err, cfg.Log)
+	level := new(slog.LevelVar)
+	level.Set(cfg.Log.Level)
+	log := newLogger(to.err, cfg.Log.Format, level)
 	tameStandardLogger(log)
+	// Before anything else: a SIGHUP that nobody expects ends the process.
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
 	ctx, restore := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer restore()
 
@@ -50,16 +59,47 @@ func (*serveCmd) Run(line *cli, to console) (err error) {
 		"server_name", cfg.Homeserver.Name,
 		"homeserver", cfg.Homeserver.URL.String(),
 		"database", cfg.Database.Redacted())
-	if err := freshen.Run(ctx); err != nil {
+	done := make(chan struct{})
+	var reloading sync.WaitGroup
+	reloading.Go(func() {
+		for {
+			select {
+			case <-hangups:
+				reload(ctx, freshen, path, level, log)
+			case <-done:
+				return
+			}
+		}
+	})
+	err = freshen.Run(ctx)
+	close(done)
+	reloading.Wait()
+	if err != nil {
 		return err
 	}
 	log.Info("stopped")
 	return nil
 }
 
-func newLogger(w io.Writer, cfg config.Log) *slog.Logger {
-	options := &slog.HandlerOptions{Level: cfg.Level}
-	if cfg.Format == config.LogJSON {
+// reload reads the configuration again and puts in force what can change while freshen runs. A file with a mistake
+// changes nothing.
+func reload(ctx context.Context, freshen *app.App, path string, level *slog.LevelVar, log *slog.Logger) {
+	cfg, err := config.Load(path)
+	if err != nil {
+		log.Error("the configuration was not reloaded; all settings stay as they were", "config", path, "err", err)
+		return
+	}
+	level.Set(cfg.Log.Level)
+	restart := freshen.Reload(ctx, cfg)
+	log.Info("configuration reloaded: limits, allow_servers, deny_servers and log.level", "config", path)
+	if len(restart) > 0 {
+		log.Warn("some settings have changed that count from the next start only", "config", path, "keys", strings.Join(restart, ", "))
+	}
+}
+
+func newLogger(w io.Writer, format config.LogFormat, level slog.Leveler) *slog.Logger {
+	options := &slog.HandlerOptions{Level: level}
+	if format == config.LogJSON {
 		return slog.New(slog.NewJSONHandler(w, options))
 	}
 	return slog.New(slog.NewTextHandler(w, options))

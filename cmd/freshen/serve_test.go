@@ -16,7 +16,7 @@ func TestStandardLoggerIsTamed(t *testing.T) {
 	defer log.SetFlags(log.Flags())
 	for level, lines := range map[slog.Level]int{slog.LevelInfo: 0, slog.LevelDebug: 1} {
 		var written strings.Builder
-		tameStandardLogger(newLogger(&written, config.Log{Level: level, Format: config.LogJSON}))
+		tameStandardLogger(newLogger(&written, config.LogJSON, level))
 		log.Default().Printf("Unsolicited response received on idle HTTP channel starting with %q", "evil\n{}\x1b[2J")
 		if got := strings.Count(written.String(), "\n"); got != lines || strings.Contains(written.String(), "\x1b") {
 			t.Errorf("at level %s it wrote %q, want %d lines", level, written.String(), lines)

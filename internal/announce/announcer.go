@@ -53,6 +53,8 @@ type Announcer struct {
 	// underway counts the questions and loads that wait or run.
 	underway sync.WaitGroup
 
+	counters counters
+
 	mu      sync.Mutex
 	devices map[freshen.Requester]*device
 }
@@ -95,6 +97,7 @@ func (a *Announcer) Announced(all []store.Announcement) {
 	if all = a.stream.add(all); len(all) == 0 {
 		return
 	}
+	a.counters.announced.Add(int64(len(all)))
 	a.reconsider(func(user id.UserID) bool {
 		for _, one := range all {
 			if one.Audience == "" || one.Audience == user {
@@ -211,6 +214,9 @@ func (a *Announcer) consider(d *device, answered question) {
 	}
 	entries, unknown := d.owed(a.stream, a.rooms.KnownSince)
 	wake := d.toWake(entries)
+	if wake != nil {
+		wake.wokenAt = a.now()
+	}
 	d.mu.Unlock()
 	unknown = slices.DeleteFunc(unknown, func(one store.Announcement) bool { return answered.covers(d.who.UserID, one) })
 	a.enqueue(question{user: d.who.UserID, cred: newest.cred, about: unknown})

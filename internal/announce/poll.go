@@ -1,6 +1,8 @@
 package announce
 
 import (
+	"time"
+
 	"freshen"
 	"freshen/internal/homeserver"
 )
@@ -16,6 +18,7 @@ type Poll struct {
 
 	number   int64 // counts the device's polls
 	woken    bool
+	wokenAt  time.Time
 	answered bool    // the response has begun: what it carries is settled
 	carrying []Entry // by a response that is on its way
 }
@@ -23,6 +26,7 @@ type Poll struct {
 // Begin registers a poll. since is the request's token, "" for a first sync; wake is called at most once, from another
 // goroutine or before Begin returns, when the answer should be hurried. End must be called once the answer is out.
 func (a *Announcer) Begin(who freshen.Requester, cred homeserver.Credentials, since string, wake func()) *Poll {
+	a.counters.polls.Add(1)
 	p := &Poll{a: a, cred: cred, since: since, first: since == "", wake: wake}
 	a.mu.Lock()
 	d := a.deviceLocked(who)
@@ -51,6 +55,9 @@ func (p *Poll) Owed() []Entry {
 	p.d.mu.Lock()
 	defer p.d.mu.Unlock()
 	p.answered = true
+	if p.woken && p.a.counters.woken != nil {
+		p.a.counters.woken(p.a.now().Sub(p.wokenAt))
+	}
 	if p.first || !p.d.loaded {
 		return nil
 	}
@@ -97,5 +104,6 @@ func (p *Poll) End() {
 	delete(p.d.polls, p)
 	p.d.usedAt = p.a.now()
 	p.d.mu.Unlock()
+	p.a.counters.polls.Add(-1)
 	p.a.consider(p.d, question{})
 }

@@ -2,31 +2,90 @@ package app
 
 import (
 	"context"
+	"fmt"
 	"net/http"
+	"net/http/pprof"
 	"time"
+
+	"freshen/internal/owed"
 )
 
-// adminHandler answers the site's own monitoring: /health says that the process runs, which is all that what passes
-// through needs; /ready that the database answers as well.
+// readyWithin bounds how long /ready looks.
+const readyWithin = 5 * time.Second
+
+// adminHandler is for operators alone: /health says that the process runs, which is all that what passes through needs;
+// /ready that the database takes what is written and the homeserver answers; /metrics, /owed and, where it is configured,
+// /debug/pprof/.
 func (a *App) adminHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write([]byte("ok\n"))
 	})
 	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(r.Context(), readyWithin)
 		defer cancel()
-		e := a.engine.Load()
-		if e == nil {
-			http.Error(w, "the database is away", http.StatusServiceUnavailable)
-			return
-		}
-		if err := e.store.Ready(ctx); err != nil {
-			a.log.Error("not ready: the database does not answer", "err", err)
-			http.Error(w, "the database does not answer", http.StatusServiceUnavailable)
+		if why := a.notReady(ctx); why != "" {
+			http.Error(w, why, http.StatusServiceUnavailable)
 			return
 		}
 		_, _ = w.Write([]byte("ready\n"))
 	})
+	mux.Handle("GET /metrics", a.metrics.Handler(a.log))
+	ledger := owed.Handler(a.ledger, a.log)
+	mux.Handle("/owed", ledger)
+	mux.Handle("/owed/", ledger)
+	if a.cfg.Admin.Pprof {
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+		mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	}
 	return mux
+}
+
+// notReady says in a few words what keeps refreshes from working; "" if nothing does.
+func (a *App) notReady(ctx context.Context) string {
+	e := a.engine.Load()
+	if e == nil {
+		return "the database is away"
+	}
+	if err := e.store.Ready(ctx); err != nil {
+		a.log.Error("not ready: the database does not answer", "err", err)
+		return "the database does not answer"
+	}
+	if err := a.homeserverAnswers(ctx); err != nil {
+		a.log.Error("not ready: the homeserver does not answer", "err", err)
+		return "the homeserver does not answer"
+	}
+	return ""
+}
+
+func (a *App) homeserverAnswers(ctx context.Context) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, a.cfg.Homeserver.URL.JoinPath("/_matrix/client/versions").String(), http.NoBody)
+	if err != nil {
+		return err
+	}
+	transport := &http.Transport{DisableKeepAlives: true}
+	response, err := transport.RoundTrip(request)
+	if err != nil {
+		return err
+	}
+	_ = response.Body.Close()
+	if response.StatusCode >= http.StatusInternalServerError {
+		return fmt.Errorf("it answered /versions with %d", response.StatusCode)
+	}
+	return nil
+}
+
+// ledger is what is owed; nil while the database is away.
+func (a *App) ledger() *owed.Ledger {
+	e := a.engine.Load()
+	if e == nil {
+		return nil
+	}
+	return &owed.Ledger{Store: e.store, GiveUpAfter: a.cfg.Retry.GiveUpAfter, Now: a.now, Changed: func(dropped int64) {
+		e.refresh.Dropped(dropped)
+		e.worker.Poke()
+	}}
 }

@@ -18,7 +18,9 @@ import (
 	"freshen/internal/config"
 	"freshen/internal/federation"
 	"freshen/internal/homeserver"
+	"freshen/internal/metrics"
 	"freshen/internal/overlay"
+	"freshen/internal/probe"
 	"freshen/internal/refresh"
 	"freshen/internal/store"
 )
@@ -40,6 +42,10 @@ type App struct {
 	synapse    *homeserver.Synapse // nil unless it is to announce changes itself
 	deliverer  refresh.Deliverer   // the same; a nil one is none
 	proxy      *overlay.Proxy
+	metrics    *metrics.Metrics
+	probeKey   probe.Key
+	reloading  sync.Mutex             // guards live, and is held while it is put in force
+	live       *config.Config         // cfg, or what it was reloaded with
 	engine     atomic.Pointer[engine] // nil while the database is away since the start
 	away       error                  // why it was away
 
@@ -56,7 +62,7 @@ func Open(ctx context.Context, cfg *config.Config, log *slog.Logger) (*App, erro
 }
 
 func open(ctx context.Context, cfg *config.Config, log *slog.Logger, now func() time.Time) (_ *App, err error) {
-	a := &App{cfg: cfg, log: log, now: now, grace: grace}
+	a := &App{cfg: cfg, live: cfg, log: log, now: now, grace: grace, metrics: metrics.New(Version())}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, a.Close())
@@ -69,6 +75,7 @@ func open(ctx context.Context, cfg *config.Config, log *slog.Logger, now func() 
 		return nil, err
 	}
 	a.openHandler()
+	a.watch()
 	err = a.openEngine(ctx)
 	if away, ok := errors.AsType[*store.UnreachableError](err); ok {
 		a.away = away
@@ -92,6 +99,7 @@ func (a *App) openFederation() error {
 	if warning != "" {
 		a.log.Warn("the signing key is not safe", "warning", warning)
 	}
+	a.probeKey = key.Derive(probe.Purpose)
 	roots, err := federation.LoadRoots(a.cfg.Federation.CAFile)
 	if err != nil {
 		return fmt.Errorf("federation.ca_file: %w", err)
@@ -133,19 +141,19 @@ func (a *App) openHandler() {
 	a.hs = homeserver.New(a.cfg.Homeserver.URL, nil)
 	a.proxy = overlay.New(overlay.Config{Homeserver: a.cfg.Homeserver.URL, Who: a.hs, Log: a.log, Now: a.now})
 	own := clientapi.New(a.hs, refresher{a}, a.log)
-	a.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	a.handler = probe.Handler(a.probeKey, a.now, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if own.Match(r) {
 			own.ServeHTTP(w, r)
 			return
 		}
 		a.proxy.ServeHTTP(w, r)
-	})
+	}))
 }
 
 // Addr is where clients are served.
 func (a *App) Addr() net.Addr { return a.public.Addr() }
 
-// AdminAddr is where /health and /ready are served.
+// AdminAddr is where operators are served.
 func (a *App) AdminAddr() net.Addr { return a.admin.Addr() }
 
 // Run serves until ctx is done. Then it hurries the long polls, lets running requests end, for ten seconds at the

@@ -16,6 +16,7 @@ import (
 	"freshen/internal/homeserver"
 	"freshen/internal/kept"
 	"freshen/internal/limit"
+	"freshen/internal/metrics"
 	"freshen/internal/overlay"
 	"freshen/internal/refresh"
 	"freshen/internal/retry"
@@ -44,7 +45,7 @@ type engine struct {
 // openEngine opens the database and has refreshes and the proxy use it.
 func (a *App) openEngine(ctx context.Context) error {
 	e := &engine{log: a.log, now: a.now}
-	knowledge, err := e.open(ctx, a.cfg, a.hs, a.federation, a.deliverer)
+	knowledge, err := e.open(ctx, a.cfg, a.hs, timed{a.federation, a.metrics}, a.metrics, a.serverAllowed, a.deliverer)
 	if err != nil {
 		return errors.Join(err, e.close())
 	}
@@ -53,6 +54,7 @@ func (a *App) openEngine(ctx context.Context) error {
 		e.lists.Announced(e.lists.Users())
 	}
 	a.engine.Store(e)
+	a.enforce(ctx)
 	a.proxy.Learn(knowledge)
 	return nil
 }
@@ -81,10 +83,11 @@ func (a *App) awaitEngine(ctx context.Context) bool {
 	}
 }
 
-func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Client, fetch refresh.Fetcher, deliver refresh.Deliverer) (k overlay.Knowledge, err error) {
+func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Client, fetch refresh.Fetcher, m *metrics.Metrics, allowed func(string) bool,
+	deliver refresh.Deliverer) (k overlay.Knowledge, err error) {
 	if e.store, err = store.Open(ctx, store.Config{
 		Path: cfg.Database.Path, URL: cfg.Database.URL, PerDestination: limit.Rate(cfg.Limits.PerDestination),
-		SuccessFor: cfg.Cache.Success, FailureFor: cfg.Cache.Failure, Log: e.log,
+		SuccessFor: cfg.Cache.Success, FailureFor: cfg.Cache.Failure, Log: e.log, Committed: m.Committed,
 	}); err != nil {
 		return k, err
 	}
@@ -95,6 +98,7 @@ func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Cl
 	if e.announcer, err = announce.Open(ctx, e.store, neighbours, e.log, e.now); err != nil {
 		return k, fmt.Errorf("the announcements cannot be read: %w", err)
 	}
+	e.announcer.OnWoken(m.Woken)
 	// What is kept is known before the clients are told to ask for it.
 	e.store.OnCommit(func(c store.Committed) {
 		e.lists.Put(c.Kept)
@@ -108,11 +112,12 @@ func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Cl
 		FailureFor:      cfg.Cache.Failure,
 		PerUser:         limit.Rate(cfg.Limits.PerUser),
 		SharedRoomsOnly: cfg.Limits.SharedRoomsOnly,
-		ServerAllowed:   cfg.Federation.ServerAllowed,
+		ServerAllowed:   allowed,
 		Retry:           policy,
 		Fetching:        e.lists.Fetching,
 		Deliverer:       deliver,
 		Owed:            func() { e.worker.Poke() },
+		Observe:         m.Refreshed,
 		Now:             e.now,
 	}, e.store, fetch, e.announcer, e.log)
 	e.worker = retry.NewWorker(e.store, retry.Config{

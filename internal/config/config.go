@@ -116,6 +116,8 @@ type Retry struct {
 type Admin struct {
 	// Listen is host:port; port 0 lets the system choose.
 	Listen string
+	// Pprof serves Go's profiles there.
+	Pprof bool
 }
 
 // Log says what is logged, and how.
@@ -229,6 +231,7 @@ func (c *Config) read(root *section, dir string, getenv func(string) string) {
 	if c.Admin.Listen == c.Listen && portOf(c.Listen) != "0" {
 		admin.mistake("listen", "must differ from the public listen, %s", c.Listen)
 	}
+	admin.boolean("pprof", &c.Admin.Pprof)
 	admin.done()
 
 	log := root.section("log")

@@ -48,6 +48,7 @@ func (d Database) MarshalText() ([]byte, error) { return []byte(d.Redacted()), n
 // environment variable to the working directory, as a shell's completion writes it. No mistake repeats the value: parts
 // of a password come out of a URL that is mistyped.
 func (s *section) database(key string, into *Database, dir string) {
+	s.note(key, into.Path, "the path of an SQLite file, made at the first start, for one instance; or `postgres://user:password@host/name`, for one or several, see below")
 	text, ok := s.scalar(key)
 	if !ok {
 		return

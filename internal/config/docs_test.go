@@ -2,6 +2,7 @@ package config_test
 
 import (
 	"errors"
+	"flag"
 	"maps"
 	"os"
 	"regexp"
@@ -16,21 +17,47 @@ import (
 	"freshen/internal/config"
 )
 
-// The table in the documentation must name each key that the parser knows, no other, and the default that it has:
-// administrators go by it.
-func TestDocumentedKeys(t *testing.T) {
+var update = flag.Bool("update", false, "write the table of keys into docs/configuration.md")
+
+// The table in the documentation must be what the code says: administrators go by it. go test -update writes it.
+func TestTableIsGenerated(t *testing.T) {
 	t.Parallel()
-	text, err := os.ReadFile("../../docs/configuration.md")
+	const path = "../../docs/configuration.md"
+	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
+	before, rest, begins := strings.Cut(string(data), "| key | default |")
+	_, after, ends := strings.Cut(rest, "\n\n")
+	if !begins || !ends {
+		t.Fatal("docs/configuration.md has no table of keys")
+	}
+	want := before + config.Table() + "\n" + after
+	if *update {
+		if err := os.WriteFile(path, []byte(want), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	} else if diff := cmp.Diff(want, string(data)); diff != "" {
+		t.Errorf("go test ./internal/config -update mends this (-code +docs):\n%s", diff)
+	}
+	for _, key := range config.Reference() {
+		if key.What == "" || key.Allowed == "" {
+			t.Errorf("nothing says what %s is", key.Path)
+		}
+	}
+}
+
+// The table must name each key that the parser knows, no other, and the default that it has.
+func TestDocumentedKeys(t *testing.T) {
+	t.Parallel()
+	text := config.Table()
 	documented := map[string]bool{}
 	file := map[string]any{}
 	set(file, "homeserver.name", "example.org")
 	set(file, "homeserver.url", "http://127.0.0.1:8008")
 	set(file, "homeserver.signing_key", "/k")
 	row := regexp.MustCompile("(?m)^\\| `([a-z_.]+)` \\| (?:`([^`]*)`|required|none) \\|")
-	for _, match := range row.FindAllStringSubmatch(string(text), -1) {
+	for _, match := range row.FindAllStringSubmatch(text, -1) {
 		documented[match[1]] = true
 		switch match[2] {
 		case "":

@@ -41,6 +41,8 @@ type report struct {
 	mistakes []Mistake
 	// places are mistakes without text yet, by key.
 	places map[string]Mistake
+	// keys are all that were looked for, for the reference.
+	keys []Key
 }
 
 func (r *report) add(mistake Mistake) {

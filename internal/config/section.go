@@ -21,6 +21,7 @@ type section struct {
 	line   int
 	values map[string]entry
 	known  []string
+	needs  map[string]bool // the required ones
 	// broken is set where the mapping could not be read: its keys are then not reported as missing.
 	broken bool
 }
@@ -132,6 +133,10 @@ func (s *section) done() {
 
 // required reports a key that is absent.
 func (s *section) required(key string) {
+	if s.needs == nil {
+		s.needs = map[string]bool{}
+	}
+	s.needs[key] = true
 	e, ok := s.values[key]
 	if !s.broken && (!ok || isNull(target(e.node))) {
 		line := s.line

@@ -17,6 +17,7 @@ import (
 // Each of these takes one key. Where it is absent, or wrong and reported, into keeps the default that it holds.
 
 func (s *section) duration(key string, into *time.Duration, least, most time.Duration) {
+	s.note(key, short(*into), between(least, most))
 	text, ok := s.scalar(key)
 	if !ok {
 		return
@@ -45,6 +46,7 @@ func short(d time.Duration) string {
 }
 
 func (s *section) integer(key string, into *int, least, most int) {
+	s.note(key, strconv.Itoa(*into), burstBounds(least, most))
 	text, ok := s.scalar(key)
 	if !ok {
 		return
@@ -63,6 +65,7 @@ func (s *section) integer(key string, into *int, least, most int) {
 }
 
 func (s *section) boolean(key string, into *bool) {
+	s.note(key, strconv.FormatBool(*into), oneOfThese("true", "false"))
 	text, ok := s.scalar(key)
 	if !ok {
 		return
@@ -85,6 +88,7 @@ func (s *section) rate(key string, into *Rate) {
 }
 
 func (s *section) level(key string, into *slog.Level) {
+	s.note(key, levelName(*into), oneOfThese("debug", "info", "warn", "error"))
 	levels := map[string]slog.Level{"debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn, "error": slog.LevelError}
 	text, ok := s.scalar(key)
 	if !ok {
@@ -99,15 +103,16 @@ func (s *section) level(key string, into *slog.Level) {
 }
 
 func oneOf[T ~string](s *section, key string, into *T, values ...T) {
+	names := make([]string, len(values))
+	for i, v := range values {
+		names[i] = string(v)
+	}
+	s.note(key, string(*into), oneOfThese(names...))
 	text, ok := s.scalar(key)
 	if !ok {
 		return
 	}
 	if !slices.Contains(values, T(text)) {
-		names := make([]string, len(values))
-		for i, v := range values {
-			names[i] = string(v)
-		}
 		last := len(names) - 1
 		s.mistake(key, "must be %s or %s, is %s", strings.Join(names[:last], ", "), names[last], quoted(text))
 		return
@@ -117,6 +122,7 @@ func oneOf[T ~string](s *section, key string, into *T, values ...T) {
 
 // hostPort takes an address to listen on. The host may be empty (all addresses), a literal or a name.
 func (s *section) hostPort(key string, into *string) {
+	s.note(key, *into, "`host:port`; an empty host is every address, port 0 any free one")
 	text, ok := s.scalar(key)
 	if !ok {
 		return
@@ -157,6 +163,7 @@ func isListenHost(host string) bool {
 }
 
 func (s *section) serverName(key string, into *string) {
+	s.note(key, *into, "a server name, with its port if user IDs have one")
 	text, ok := s.scalar(key)
 	if !ok {
 		return
@@ -170,6 +177,7 @@ func (s *section) serverName(key string, into *string) {
 
 // httpURL takes a base URL. What is wrong with it is said without repeating it, since people put passwords into URLs.
 func (s *section) httpURL(key string, into **url.URL) {
+	s.note(key, "", "`http://` or `https://`, a host, perhaps a path; no user, query or fragment")
 	text, ok := s.scalar(key)
 	if !ok {
 		return
@@ -200,6 +208,7 @@ func (s *section) httpURL(key string, into **url.URL) {
 
 // file takes the path of a file, relative to dir.
 func (s *section) file(key string, into *string, dir string) {
+	s.note(key, *into, "a file")
 	text, ok := s.scalar(key)
 	if !ok {
 		return
@@ -231,6 +240,7 @@ func within(dir, path string) string {
 }
 
 func (s *section) networks(key string, into *[]netip.Prefix) {
+	s.note(key, "[]", "CIDR: `10.0.0.0/8`, `fd00::/8`")
 	var prefixes []netip.Prefix
 	for _, it := range s.list(key) {
 		prefix, err := netip.ParsePrefix(it.text)
@@ -249,6 +259,7 @@ func (s *section) networks(key string, into *[]netip.Prefix) {
 }
 
 func (s *section) serverGlobs(key string, into *[]string) {
+	s.note(key, "[]", "globs")
 	var globs []string
 	for _, it := range s.list(key) {
 		if why := badServerGlob(it.text); why != "" {

@@ -3,6 +3,8 @@ package federation
 import (
 	"bytes"
 	"crypto/ed25519"
+	"crypto/hkdf"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
@@ -34,6 +36,15 @@ func (k *SigningKey) ID() id.KeyID { return k.key.ID }
 
 // Public is the public key in unpadded base64, as /_matrix/key/v2/server publishes it.
 func (k *SigningKey) Public() id.SigningKey { return k.key.Pub }
+
+// Derive makes a secret for one purpose, from which the key cannot be found out. Whoever has the key can make it.
+func (k *SigningKey) Derive(purpose string) (secret [32]byte) {
+	derived, err := hkdf.Key(sha256.New, k.key.Priv.Seed(), nil, purpose, len(secret))
+	if err != nil {
+		panic(err) // more bytes were asked for than there can be, which 32 are not
+	}
+	return [32]byte(derived)
+}
 
 func (k *SigningKey) String() string { return string(k.key.ID) }
 

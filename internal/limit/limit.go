@@ -41,9 +41,8 @@ const maxKeys = 100_000
 
 // Limiter holds many keys to one rate, in memory. Its methods are safe for concurrent use.
 type Limiter struct {
-	rate Rate
-
 	mu    sync.Mutex
+	rate  Rate
 	whole map[string]time.Time
 }
 
@@ -52,23 +51,30 @@ func New(rate Rate) *Limiter {
 	return &Limiter{rate: rate, whole: map[string]time.Time{}}
 }
 
+// SetRate holds all keys to another rate from now on. What they have used up stays so.
+func (l *Limiter) SetRate(rate Rate) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rate = rate
+}
+
 // Take uses up one request of key's. If none is left it uses up nothing, and wait is how long until one is.
 func (l *Limiter) Take(key string, now time.Time) (wait time.Duration) {
-	return l.take(l.rate.Take, key, now)
+	return l.take(Rate.Take, key, now)
 }
 
 // TakeSpare is Take for what nobody waits for: see [Rate.TakeSpare].
 func (l *Limiter) TakeSpare(key string, now time.Time) (wait time.Duration) {
-	return l.take(l.rate.TakeSpare, key, now)
+	return l.take(Rate.TakeSpare, key, now)
 }
 
-func (l *Limiter) take(take func(whole, now time.Time) (time.Time, time.Duration), key string, now time.Time) (wait time.Duration) {
+func (l *Limiter) take(take func(r Rate, whole, now time.Time) (time.Time, time.Duration), key string, now time.Time) (wait time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(l.whole) >= maxKeys {
 		l.forget(now)
 	}
-	whole, wait := take(l.whole[key], now)
+	whole, wait := take(l.rate, l.whole[key], now)
 	if wait == 0 {
 		l.whole[key] = whole
 	}

@@ -212,6 +212,7 @@ func (x *keysExchange) edit(resp *http.Response) error {
 		return nil
 	}
 	edited, healed := x.overlay(answer, who.UserID, lists)
+	x.p.counters.keysQuery.count(int64(len(edited)), len(lists) > 0)
 	acked := answered(edited, targets)
 	resp.Body = &deliveredBody{Reader: bytes.NewReader(edited), Closer: resp.Body, delivered: func() {
 		if x.ctx.Err() != nil {

@@ -59,6 +59,7 @@ type Proxy struct {
 	proxy     httputil.ReverseProxy
 	buffers   bufferPool
 	sticky    stickiness
+	counters  counters
 
 	knowledge atomic.Pointer[Knowledge] // nil until Learn
 	learnt    chan struct{}             // closed by Learn

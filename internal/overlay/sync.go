@@ -342,10 +342,12 @@ type syncBody struct {
 	entries []announce.Entry
 	learn   bool
 	whole   bool
+	bytes   int64
 }
 
 func (b *syncBody) Read(into []byte) (int, error) {
 	n, err := b.spliced.Read(into)
+	b.bytes += int64(n)
 	if errors.Is(err, io.EOF) {
 		b.whole = true
 	}
@@ -354,6 +356,7 @@ func (b *syncBody) Read(into []byte) (int, error) {
 
 func (b *syncBody) Close() error {
 	result := b.spliced.Result()
+	b.x.p.counters.sync.count(b.bytes, len(b.entries) > 0)
 	announced(b.lists, result)
 	if b.learn && result.Depth >= e2eeDepth {
 		b.x.p.sticky.learnt()

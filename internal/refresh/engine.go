@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -80,6 +81,8 @@ type Config struct {
 	Deliverer Deliverer
 	// Owed is called when something may be due earlier than before; it must not block.
 	Owed func()
+	// Observe is told of each request and what came of it, as the log is; nil for nobody. It must not block.
+	Observe func(outcome string, err error)
 	// Now and Random (from [0, 1)) are the clock and the dice; nil for the real ones.
 	Now    func() time.Time
 	Random func() float64
@@ -93,6 +96,7 @@ type Engine struct {
 	rooms  Neighbourhood
 	log    *slog.Logger
 	users  *limit.Limiter
+	shared atomic.Bool // SharedRoomsOnly, as it stands
 	recent outcomes
 	slow   slowness
 	ended  endings
@@ -119,6 +123,9 @@ func New(cfg Config, s *store.Store, fetch Fetcher, rooms Neighbourhood, log *sl
 	if cfg.Owed == nil {
 		cfg.Owed = func() {}
 	}
+	if cfg.Observe == nil {
+		cfg.Observe = func(string, error) {}
+	}
 	if cfg.Random == nil {
 		cfg.Random = rand.Float64
 	}
@@ -129,8 +136,15 @@ func New(cfg Config, s *store.Store, fetch Fetcher, rooms Neighbourhood, log *sl
 		slow:    newSlowness(),
 		flights: map[id.UserID]*flight{}, probes: map[string]*probe{},
 	}
+	e.shared.Store(cfg.SharedRoomsOnly)
 	e.ctx, e.cancel = context.WithCancel(context.Background())
 	return e
+}
+
+// Limit changes who may ask, from now on.
+func (e *Engine) Limit(perUser limit.Rate, sharedRoomsOnly bool) {
+	e.users.SetRate(perUser)
+	e.shared.Store(sharedRoomsOnly)
 }
 
 // Close abandons the fetches that are running, waits until what they leave is recorded, and refuses new ones.
@@ -147,6 +161,7 @@ func (e *Engine) Close() {
 func (e *Engine) Refresh(ctx context.Context, who freshen.Requester, target id.UserID, cred homeserver.Credentials) error {
 	began := e.cfg.Now()
 	how, err := e.refresh(ctx, who, target, cred)
+	e.cfg.Observe(how, err)
 	level, attrs := slog.LevelInfo, []any{"target", target, "requester", who.UserID, "outcome", how, "took", e.cfg.Now().Sub(began).Round(time.Microsecond)}
 	if told, ok := errors.AsType[*freshen.Error](err); ok {
 		attrs = append(attrs, "code", told.Code)
@@ -218,7 +233,7 @@ func (e *Engine) mayAsk(ctx context.Context, who freshen.Requester, target id.Us
 			},
 		}
 	}
-	if !e.cfg.SharedRoomsOnly {
+	if !e.shared.Load() {
 		return nil
 	}
 	shares, err := e.rooms.Shares(ctx, who.UserID, cred, target)

@@ -170,10 +170,14 @@ func (e *Engine) Ended() map[retry.Ending]int64 {
 	return map[retry.Ending]int64{
 		retry.Paid: e.ended.paid.Load(), retry.GivenUp: e.ended.givenUp.Load(),
 		retry.Denied: e.ended.denied.Load(), retry.NobodyShares: e.ended.nobodyShares.Load(),
+		retry.Dropped: e.ended.dropped.Load(),
 	}
 }
 
-type endings struct{ paid, givenUp, denied, nobodyShares atomic.Int64 }
+// Dropped counts debts that the administrator has ended.
+func (e *Engine) Dropped(n int64) { e.ended.count(retry.Dropped, n) }
+
+type endings struct{ paid, givenUp, denied, nobodyShares, dropped atomic.Int64 }
 
 func (e *endings) count(how retry.Ending, n int64) {
 	switch how {
@@ -185,5 +189,7 @@ func (e *endings) count(how retry.Ending, n int64) {
 		e.denied.Add(n)
 	case retry.NobodyShares:
 		e.nobodyShares.Add(n)
+	case retry.Dropped:
+		e.dropped.Add(n)
 	}
 }

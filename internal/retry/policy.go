@@ -31,6 +31,8 @@ const (
 	Denied Ending = "denied"
 	// NobodyShares: none of those who were promised it shares a room with the target any more.
 	NobodyShares Ending = "nobody_shares"
+	// Dropped: the administrator ended it.
+	Dropped Ending = "dropped"
 )
 
 // Policy is the configuration of the retry state machines.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -69,10 +70,20 @@ var sessionSettings = map[string]string{
 	"tcp_keepalives_count":                "3",
 }
 
-func (s *Store) openPostgres(ctx context.Context, cfg Config) error {
-	config, err := pgx.ParseConfig(cfg.URL.String())
+// CheckPostgres looks at a Postgres database as [Open] would, but makes and changes nothing.
+func CheckPostgres(ctx context.Context, database *url.URL) error {
+	config, err := connConfig(database)
 	if err != nil {
-		return cannotParse(cfg.URL, err)
+		return err
+	}
+	return server{config}.check(ctx)
+}
+
+// connConfig is how each connection is made.
+func connConfig(database *url.URL) (*pgx.ConnConfig, error) {
+	config, err := pgx.ParseConfig(database.String())
+	if err != nil {
+		return nil, cannotParse(database, err)
 	}
 	if config.ConnectTimeout == 0 {
 		config.ConnectTimeout = connectWithin
@@ -83,6 +94,14 @@ func (s *Store) openPostgres(ctx context.Context, cfg Config) error {
 		if _, given := config.RuntimeParams[key]; !given {
 			config.RuntimeParams[key] = value
 		}
+	}
+	return config, nil
+}
+
+func (s *Store) openPostgres(ctx context.Context, cfg Config) error {
+	config, err := connConfig(cfg.URL)
+	if err != nil {
+		return err
 	}
 	server := server{config}
 	s.dialect = postgresDialect
@@ -105,9 +124,10 @@ func (s *Store) openPostgres(ctx context.Context, cfg Config) error {
 	listener := config.Copy()
 	listener.RuntimeParams["application_name"] += " (listens)"
 	s.sharing = &sharing{
-		instance: rand.Text(), rate: cfg.PerDestination, successFor: cfg.SuccessFor, failureFor: cfg.FailureFor,
+		instance: rand.Text(), successFor: cfg.SuccessFor, failureFor: cfg.FailureFor,
 		listener: listener, later: make(chan struct{}, 1),
 	}
+	s.sharing.rate.Store(&cfg.PerDestination)
 	s.sharing.start(s)
 	return nil
 }

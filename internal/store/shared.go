@@ -52,9 +52,9 @@ func (s *Store) beginShared(ctx context.Context, f Fetch) (begun Begun, err erro
 			return errNotNow
 		}
 		if !f.Claimed {
-			take := s.sharing.rate.Take
+			take := s.sharing.rate.Load().Take
 			if f.Spare {
-				take = s.sharing.rate.TakeSpare
+				take = s.sharing.rate.Load().TakeSpare
 			}
 			whole, begun.Wait = take(whole, f.Now)
 			if err := t.putRate(ctx, name, whole); err != nil {
@@ -175,10 +175,11 @@ func (sh *sharing) spares(ctx context.Context, t *tx, due []claimable) (spares, 
 	for i := range read {
 		rates[read[i].Destination] = &read[i]
 	}
+	limit := sh.rate.Load()
 	taken := map[string]*rate{}
 	take := func(destination string, now time.Time) time.Duration {
 		r := rates[destination]
-		whole, wait := sh.rate.TakeSpare(time.Unix(0, r.Whole), now)
+		whole, wait := limit.TakeSpare(time.Unix(0, r.Whole), now)
 		if wait == 0 {
 			r.Whole = whole.UnixNano()
 			taken[destination] = r

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -20,7 +21,7 @@ const (
 // sharing is what an instance does because there may be others.
 type sharing struct {
 	instance               string // names it in fetches
-	rate                   limit.Rate
+	rate                   atomic.Pointer[limit.Rate]
 	successFor, failureFor time.Duration
 
 	listener *pgx.ConnConfig

@@ -47,6 +47,7 @@ type Store struct {
 	dialect dialect
 	writer  *session // the write loop's, while it has a connection
 	changes chan *change
+	timed   func(took time.Duration, changes int)
 	closing chan struct{}
 	done    chan struct{}
 
@@ -85,6 +86,8 @@ type Config struct {
 	// SuccessFor and FailureFor are how long the outcome of one instance's fetch answers for the others.
 	SuccessFor, FailureFor time.Duration
 	Log                    *slog.Logger
+	// Committed is told how long each commit took, and of how many changes; nil for nobody. It must not block.
+	Committed func(took time.Duration, changes int)
 }
 
 // Open opens the database, creates an SQLite file that is missing, and brings the tables up to date. An error is a
@@ -98,6 +101,10 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		changes: make(chan *change, batchSize),
 		closing: make(chan struct{}),
 		done:    make(chan struct{}),
+		timed:   cfg.Committed,
+	}
+	if s.timed == nil {
+		s.timed = func(time.Duration, int) {}
 	}
 	if err := s.open(ctx, cfg); err != nil {
 		return nil, errors.Join(err, s.release())
@@ -118,6 +125,15 @@ func (s *Store) open(ctx context.Context, cfg Config) error {
 		return nil
 	}
 	return s.openPostgres(ctx, cfg)
+}
+
+// SetPerDestination limits the fetches from one server to another rate from now on, those of this instance: where there
+// are others, they must be told the same.
+func (s *Store) SetPerDestination(rate limit.Rate) {
+	s.rates.SetRate(rate)
+	if s.sharing != nil {
+		s.sharing.rate.Store(&rate)
+	}
 }
 
 // Ready says whether the database answers and takes what is written. It waits no longer than ctx, whatever becomes of
@@ -256,6 +272,8 @@ func (s *Store) gather(first *change) []*change {
 func (s *Store) commit(batch []*change) {
 	ctx, cancel := s.batchContext()
 	defer cancel()
+	began, changes := time.Now(), len(batch)
+	defer func() { s.timed(time.Since(began), changes) }()
 	for len(batch) > 0 {
 		failed, err := s.tryCommit(ctx, batch)
 		if err == nil {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -126,6 +127,11 @@ func (f *Freshen) Kill() {
 		f.process.Kill()
 		f.process = nil
 	}
+}
+
+// Command is another command of the same program with the same configuration: "doctor", "owed".
+func (f *Freshen) Command(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, f.binary, append(args, "--config", f.ConfigFile)...)
 }
 
 // LogTail is the end of freshen's log, for a person who must find out why a test failed.

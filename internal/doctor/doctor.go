@@ -1,0 +1,132 @@
+// Package doctor looks at a site as it runs, from where freshen is and from where clients are, and says of each thing
+// whether it is right, why not, and what to do.
+package doctor
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"net"
+	"net/http"
+	"time"
+
+	"freshen/internal/config"
+	"freshen/internal/federation"
+	"freshen/internal/probe"
+)
+
+// askTimeout bounds one question, and within all of them.
+const (
+	askTimeout = 15 * time.Second
+	within     = 3 * time.Minute
+	// maxAnswer bounds what is read of an answer.
+	maxAnswer = 4 << 20
+)
+
+// Status is how a check went.
+type Status string
+
+// The values of Status.
+const (
+	OK      Status = "ok"
+	Warning Status = "warning"
+	Failed  Status = "failed"
+)
+
+// Line is what was found by one check.
+type Line struct {
+	// Check names it: one of a fixed set.
+	Check  string `json:"check"`
+	Status Status `json:"status"`
+	// Text says what was found, Fix what to do; Fix is empty where nothing is to be done.
+	Text string `json:"text"`
+	Fix  string `json:"fix,omitempty"`
+}
+
+// Report is all that was found.
+type Report struct {
+	Lines []Line `json:"lines"`
+	// Missing is configuration of the reverse proxy that is missing; empty if none is.
+	Missing string `json:"missing,omitempty"`
+}
+
+// Failed says whether anything is wrong.
+func (r *Report) Failed() bool {
+	for _, line := range r.Lines {
+		if line.Status == Failed {
+			return true
+		}
+	}
+	return false
+}
+
+// Config is what to look at.
+type Config struct {
+	Config *config.Config
+	Key    *federation.SigningKey
+	Roots  *x509.CertPool
+	// Version is this program's.
+	Version string
+	// PublicURL is the site's base URL; empty to find it as clients do, by the server name.
+	PublicURL string
+	// Server is another server to fetch a device list from; empty for none.
+	Server string
+	// Dial connects; nil for the network. For tests.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+// doctor is one visit.
+type doctor struct {
+	Config
+	report Report
+	plain  *http.Client // follows no redirect
+	follow *http.Client // follows some, as clients do to find a site
+	probe  probe.Key
+
+	running bool // freshen answers at admin.listen
+	ready   string
+	dates   []dated
+	missing []way
+	server  string // what the public server calls itself
+}
+
+// Run looks at everything. It takes minutes at the most, and changes nothing.
+func Run(ctx context.Context, cfg Config) *Report {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	if cfg.Dial == nil {
+		cfg.Dial = (&net.Dialer{}).DialContext
+	}
+	// No proxy of the environment: what it sees is not what clients see.
+	transport := &http.Transport{
+		DialContext: cfg.Dial, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: cfg.Roots}, ForceAttemptHTTP2: true,
+	}
+	defer transport.CloseIdleConnections()
+	d := &doctor{
+		Config: cfg, probe: cfg.Key.Derive(probe.Purpose),
+		follow: &http.Client{Transport: transport, Timeout: askTimeout},
+		plain: &http.Client{
+			Transport: transport, Timeout: askTimeout,
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}
+	d.freshen(ctx)
+	d.database(ctx)
+	d.homeserver(ctx)
+	public := d.findPublic(ctx)
+	d.signingKey(ctx, public)
+	if public != "" {
+		d.ways(ctx, public)
+	}
+	d.federation(ctx)
+	d.clock()
+	d.report.Missing = d.snippet()
+	return &d.report
+}
+
+func (d *doctor) say(check string, status Status, text, fix string) {
+	if status == OK {
+		fix = ""
+	}
+	d.report.Lines = append(d.report.Lines, Line{check, status, text, fix})
+}

@@ -1,0 +1,157 @@
+package doctor
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"freshen/internal/owed"
+	"freshen/internal/store"
+)
+
+const (
+	// filesAtLeast is what freshen needs for retries and itself, besides two for each poll.
+	filesAtLeast = 400
+	// pollsAtLeast is for how many polls there should be room on any site.
+	pollsAtLeast = 500
+)
+
+// freshen asks the one that runs how it is.
+func (d *doctor) freshen(ctx context.Context) {
+	base := owed.BaseURL(d.Config.Config.Admin.Listen)
+	metrics, err := d.ask(ctx, question{method: http.MethodGet, base: base, path: "/metrics"})
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		d.say("freshen", Failed, "freshen does not run: nothing listens on "+d.Config.Config.Admin.Listen+" (admin.listen).",
+			"Start it: freshen serve, or systemctl start freshen. If it runs on another machine, run the doctor there.")
+		return
+	case err != nil:
+		d.say("freshen", Failed, fmt.Sprintf("freshen cannot be asked at %s (admin.listen): %v.", d.Config.Config.Admin.Listen, err),
+			"Look at its log, and whether admin.listen is the address that it serves.")
+		return
+	}
+	values := d.values(metrics.body)
+	if metrics.status != http.StatusOK || values.version == "" {
+		d.say("freshen", Failed, fmt.Sprintf("What listens on %s (admin.listen) is not this freshen: it answered /metrics with %d.", d.Config.Config.Admin.Listen, metrics.status),
+			"Restart freshen if it is an older one, or give admin.listen a port that no other program has.")
+		return
+	}
+	d.running = true
+	if values.version != d.Version {
+		d.say("freshen", Warning, fmt.Sprintf("The freshen that runs is %s, and this program is %s.", values.version, d.Version), "Restart freshen after an upgrade.")
+	} else {
+		d.say("freshen", OK, "It runs, version "+d.Version+".", "")
+	}
+	d.files(values)
+	ready, err := d.ask(ctx, question{method: http.MethodGet, base: base, path: "/ready"})
+	if err != nil || ready.status != http.StatusOK {
+		d.ready = strings.TrimSpace(string(ready.body))
+		if err != nil {
+			d.ready = "no answer: " + err.Error()
+		}
+	}
+}
+
+// values are what the running freshen says of itself.
+type values struct {
+	version      string
+	files, polls float64
+}
+
+var versionLabel = regexp.MustCompile(`^freshen_build_info\{.*version="([^"]*)"\} 1$`)
+
+func (*doctor) values(metrics []byte) (v values) {
+	lines := bufio.NewScanner(strings.NewReader(string(metrics)))
+	for lines.Scan() {
+		if match := versionLabel.FindStringSubmatch(lines.Text()); match != nil {
+			v.version = match[1]
+		}
+		name, text, _ := strings.Cut(lines.Text(), " ")
+		number, _ := strconv.ParseFloat(text, 64)
+		switch name {
+		case "process_max_fds":
+			v.files = number
+		case "freshen_polls":
+			v.polls = number
+		}
+	}
+	return v
+}
+
+// files compares how many files freshen may open to what its polls need. Where the system does not tell, nothing is said.
+func (d *doctor) files(v values) {
+	if v.files == 0 {
+		return
+	}
+	now, most := 2*v.polls+filesAtLeast, 2*2*v.polls+filesAtLeast
+	text := fmt.Sprintf("freshen may open %.0f files, and %.0f polls wait: that needs %.0f.", v.files, v.polls, now)
+	fix := "Raise the limit: LimitNOFILE=65536 in the systemd unit, or ulimit -n 65536 before it starts."
+	switch {
+	case v.files < now:
+		d.say("files", Failed, text, fix)
+	case v.files < max(most, 2*pollsAtLeast+filesAtLeast):
+		d.say("files", Warning, text+" That leaves little for more people.", fix)
+	default:
+		d.say("files", OK, text, "")
+	}
+}
+
+// database asks the running freshen; where it is not well, or none runs, it looks for itself.
+func (d *doctor) database(ctx context.Context) {
+	database := d.Config.Config.Database
+	if d.running && !strings.Contains(d.ready, "database") && !strings.HasPrefix(d.ready, "no answer") {
+		d.say("database", OK, database.Redacted()+" takes what freshen writes.", "")
+		return
+	}
+	var err error
+	if database.URL != nil {
+		err = store.CheckPostgres(ctx, database.URL)
+	} else {
+		err = d.sqlite(ctx, database.Path)
+	}
+	switch {
+	case err != nil:
+		d.say("database", Failed, sentence(err.Error()), "Bring it back, or name another with database. freshen tries again by itself.")
+	case d.running:
+		d.say("database", Failed, fmt.Sprintf("freshen says: %s. Seen from here, %s is well.", d.ready, database.Redacted()), "Look at freshen's log, which says what is wrong.")
+	default:
+		d.say("database", OK, database.Redacted()+" can be used.", "")
+	}
+}
+
+// sqlite looks whether the file is whole, ours and can be written, without taking it from a freshen that uses it.
+func (*doctor) sqlite(ctx context.Context, path string) error {
+	if err := store.CheckFile(ctx, path); err != nil {
+		return err
+	}
+	file, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err == nil {
+		err = file.Close()
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the database cannot be written: %w", err)
+	}
+	// SQLite makes files beside it.
+	trial, err := os.CreateTemp(filepath.Dir(path), ".freshen-doctor-*")
+	if err != nil {
+		return fmt.Errorf("nothing can be written beside the database: %w", err)
+	}
+	return errors.Join(trial.Close(), os.Remove(trial.Name()))
+}
+
+// sentence begins with a capital and ends with a full stop.
+func sentence(text string) string {
+	if text == "" {
+		return text
+	}
+	return strings.ToUpper(text[:1]) + strings.TrimSuffix(text[1:], ".") + "."
+}
