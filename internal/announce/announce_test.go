@@ -222,6 +222,28 @@ func TestOneWakeUnlessItFails(t *testing.T) {
 	w.expect(p.answer("s1"), string(bob), "what could not be carried stays owed")
 }
 
+// A proxy cuts each poll before the homeserver has news, and the one response that carried the change was lost: nobody
+// would ever hear of it if no other were hurried.
+func TestAPollThatIsCutHasTheNextOneHurried(t *testing.T) {
+	w := newWorld(t, hstest.MutualStable)
+	together(w)
+	d := w.device(alice, "PHONE")
+	p := d.begin("s0")
+	w.announce(bob)
+	w.expect(p.answer("s0"), string(bob), "what the client loses")
+	p = d.begin("s0")
+	if p.woken.Load() != 0 {
+		t.Error("woken again for what has been carried")
+	}
+	p.End() // cut
+	p = d.begin("s0")
+	if p.woken.Load() != 1 {
+		t.Error("the poll after the one that was cut waits for the homeserver")
+	}
+	w.expect(p.answer("s1"), string(bob), "the poll after the cut")
+	w.expect(d.begin("s1").answer("s2"), "", "acknowledged")
+}
+
 // An announcement that comes after a response took what it carries must wake the next poll at once.
 func TestAnAnnouncementWhileAResponseGoesOut(t *testing.T) {
 	w := newWorld(t, hstest.MutualStable)

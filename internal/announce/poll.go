@@ -98,10 +98,18 @@ func (p *Poll) Delivered(entries []Entry, nextBatch string) {
 	p.d.owed(p.a.stream, p.a.rooms.KnownSince)
 }
 
-// End is called once the response is out, or has failed: then another poll of the device takes its place.
+// End is called once the response is out, or has failed: then another poll of the device takes its place. If there was
+// no response, as where a proxy cuts a poll, what it would have carried is hurried again: a client behind that proxy might
+// not hear of it otherwise.
 func (p *Poll) End() {
 	p.d.mu.Lock()
 	delete(p.d.polls, p)
+	if !p.answered && !p.first && p.d.loaded {
+		entries, _ := p.d.owed(p.a.stream, p.a.rooms.KnownSince)
+		for _, e := range entries {
+			delete(p.d.hurried, e.Target)
+		}
+	}
 	p.d.usedAt = p.a.now()
 	p.d.mu.Unlock()
 	p.a.counters.polls.Add(-1)

@@ -64,12 +64,18 @@ func (b *bench) waiting(p proxy, polls int) (float64, error) {
 	if err != nil {
 		return 0, err
 	}
+	clients := make([]*client, 0, polls)
+	defer func() {
+		for _, c := range clients {
+			_ = c.conn.Close()
+		}
+	}()
 	for i := range polls {
 		c, err := dial(b.ctx, p.addr)
 		if err != nil {
 			return 0, err
 		}
-		defer c.conn.Close()
+		clients = append(clients, c)
 		r := request{p.addr, "/_matrix/client/v3/sync?since=s1&mb=0", token("user" + strconv.Itoa(i))}
 		if _, err := c.get(r.bytes(), io.Discard); err != nil { // a client that waits has synced before
 			return 0, err

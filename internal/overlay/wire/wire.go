@@ -264,7 +264,8 @@ func (c *conn) send(req *Request) (err error) {
 
 func (c *conn) write(req *Request) error {
 	buffer := writes.Get().(*[]byte)
-	out := append((*buffer)[:0], req.Method...)
+	out := (*buffer)[:0]
+	out = append(out, req.Method...)
 	out = append(out, ' ')
 	out = append(out, req.Target...)
 	out = append(out, " HTTP/1.1\r\nHost: "...)
