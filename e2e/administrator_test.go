@@ -57,7 +57,7 @@ func TestInitFromARealDendrite(t *testing.T) {
 	world := shared.World(t)
 	file := filepath.Join(t.TempDir(), "freshen.yaml")
 	program := world.Freshen.Command(t.Context()).Path
-	config := filepath.Join(filepath.Dir(world.A.SigningKeyFile), "dendrite.yaml")
+	config := filepath.Join(filepath.Dir(world.A.SigningKeyFile), "config.yaml")
 	if stdout, err := output(t, exec.CommandContext(t.Context(), program, "init", config, "--output", file)); err != nil {
 		t.Fatalf("init: %v\n%s", err, stdout)
 	}

@@ -17,6 +17,7 @@ import (
 	"freshen/internal/federation"
 	"freshen/internal/federation/fedtest"
 	"freshen/internal/testbed"
+	"freshen/internal/testbed/testbedtest"
 )
 
 // asking returns a client that asks as the server of that name, with that key.
@@ -53,11 +54,12 @@ func bothWays(world *testbed.World) [][2]*testbed.Homeserver {
 // A failure means that users whose ID holds one of these characters cannot be refreshed: a homeserver computes the
 // signature over other bytes than we do, or understands another user.
 func TestSignaturesOverUnusualUserIDs(t *testing.T) {
-	world, ctx, _, _ := setup(t)
+	world, _, _, _ := setup(t)
 	for _, way := range bothWays(world) {
 		from, to := way[0], way[1]
 		t.Run("from "+from.Name+" to "+to.Name, func(t *testing.T) {
 			t.Parallel()
+			ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
 			client := asking(t, world, from.ServerName, keyOf(t, from))
 			for _, localpart := range []string{
 				"plain", "a/b", "/", "//", "a/../b", ".", "..", "a%b", "a%2Fb", "%", "%25", "a+b", "a=b", "=2f", "Capitals", "a?b=c", "?", "a#b", "#",
@@ -79,7 +81,7 @@ func TestSignaturesOverUnusualUserIDs(t *testing.T) {
 // A failure means that an administrator whose freshen has another key than their homeserver publishes, or another server
 // name, is not told so, or that other servers' users are blamed for it.
 func TestWrongSigningKeys(t *testing.T) {
-	world, ctx, _, _ := setup(t)
+	world, _, _, _ := setup(t)
 	for _, way := range bothWays(world) {
 		from, to := way[0], way[1]
 		right := keyOf(t, from)
@@ -96,6 +98,7 @@ func TestWrongSigningKeys(t *testing.T) {
 		} {
 			t.Run("from "+from.Name+" to "+to.Name+", "+c.name, func(t *testing.T) {
 				t.Parallel()
+				ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
 				requireUnaccepted(t, ctx, asking(t, world, c.origin, c.key), id.UserID("@bob:"+to.ServerName))
 				if _, err := asking(t, world, from.ServerName, right).FetchDeviceList(ctx, id.UserID("@bob:"+to.ServerName)); err != nil {
 					t.Errorf("after it, the right key is not accepted either: %v", err)

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"freshen/internal/testbed"
+	"freshen/internal/testbed/testbedtest"
 )
 
 // scripted starts a server of another name that answers every request for a device list as f says, with a certificate
@@ -64,7 +65,7 @@ const (
 // What a server can do to us, and what the user is told. A failure means that a user cannot tell why their contact's list
 // is stale, that another server's words are taken for our own homeserver's, or that it can hold freshen up.
 func TestDestinationsThatMisbehave(t *testing.T) {
-	world, ctx, _, alice := setup(t)
+	world, _, _, alice := setup(t)
 	for _, c := range []struct {
 		name    string
 		answer  http.HandlerFunc
@@ -92,6 +93,7 @@ func TestDestinationsThatMisbehave(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
+			ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
 			_, token := newUser(t, ctx, world.A, "alice")
 			server := scripted(t, world, c.answer)
 			requireFailure(t, ctx, alice.as(token), server, c.status, c.errcode, c.reason)
@@ -165,9 +167,10 @@ func endless(w http.ResponseWriter, r *http.Request) {
 // A failure means that freshen talks to whoever holds an address, or that a person cannot tell a wrong certificate from a
 // server that is down.
 func TestDestinationsThatCannotBeReached(t *testing.T) {
-	world, ctx, _, alice := setup(t)
+	world, _, _, alice := setup(t)
 	t.Run("a certificate of nobody we know", func(t *testing.T) {
 		t.Parallel()
+		ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
 		server := httptest.NewUnstartedServer(http.NotFoundHandler())
 		server.Config.ErrorLog = quiet
 		server.StartTLS()
@@ -176,18 +179,21 @@ func TestDestinationsThatCannotBeReached(t *testing.T) {
 	})
 	t.Run("no TLS", func(t *testing.T) {
 		t.Parallel()
+		ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
 		server := httptest.NewServer(http.NotFoundHandler())
 		defer server.Close()
 		requireFailure(t, ctx, alice, server.Listener.Addr().String(), http.StatusBadGateway, "M_UNKNOWN", "tls")
 	})
 	t.Run("nobody listens", func(t *testing.T) {
 		t.Parallel()
+		ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
 		server := httptest.NewServer(http.NotFoundHandler())
 		server.Close()
 		requireFailure(t, ctx, alice, server.Listener.Addr().String(), http.StatusBadGateway, "M_UNKNOWN", "connect")
 	})
 	t.Run("a network that may not be dialled", func(t *testing.T) {
 		t.Parallel()
+		ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
 		_, token := newUser(t, ctx, world.A, "alice")
 		a := alice.as(token).refresh(t, ctx, "@bob:10.0.0.1:8448")
 		requireError(t, a, http.StatusForbidden, "M_FORBIDDEN")

@@ -9,6 +9,8 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+
+	"freshen/internal/testbed/testbedtest"
 )
 
 // A failure means that clients cannot find the endpoint, or find it only under one of its names.
@@ -24,6 +26,7 @@ func TestEveryRouteRefreshes(t *testing.T) {
 	} {
 		t.Run(route.path[:len(route.path)-len("/devices")], func(t *testing.T) {
 			t.Parallel()
+			ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
 			requireAccepted(t, alice.do(t, ctx, route.method, route.path, nil))
 			wrong := http.MethodDelete
 			requireError(t, alice.do(t, ctx, wrong, route.path, nil), http.StatusMethodNotAllowed, "M_UNRECOGNIZED")
@@ -50,6 +53,7 @@ func TestWhoMayNotAsk(t *testing.T) {
 	for name, token := range map[string]string{"no token": "", "a wrong token": "syt_nobody_has_this"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
 			got := alice.as(token).refresh(t, ctx, bob.String())
 			want := alice.as(token).at(world.A.URL).do(t, ctx, http.MethodGet, "/_matrix/client/v3/account/whoami", nil)
 			requireError(t, got, want.status, want.matrixError(t).ErrCode)
@@ -60,6 +64,7 @@ func TestWhoMayNotAsk(t *testing.T) {
 	}
 	t.Run("a guest", func(t *testing.T) {
 		t.Parallel()
+		ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
 		a := alice.as("").do(t, ctx, http.MethodPost, "/_matrix/client/v3/register?kind=guest", []byte("{}"))
 		var guest struct {
 			Token string `json:"access_token"`
@@ -103,6 +108,7 @@ func TestWhatIsNoUserID(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
 			a := alice.do(t, ctx, http.MethodPost, "/_matrix/client/v3/user/"+escaped+"/devices/refresh", nil)
 			requireError(t, a, http.StatusBadRequest, "M_INVALID_PARAM")
 		})

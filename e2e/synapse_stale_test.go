@@ -224,6 +224,8 @@ func TestBetweenSynapses(t *testing.T) {
 		return
 	}
 
+	requireSplices(t, ctx, "synapse", p.direct)
+
 	// The next update names a predecessor that Synapse has not seen, so it asks for the whole list by itself.
 	if from, err = p.alice.AwaitWaiting(ctx); err != nil {
 		t.Fatal(err)
