@@ -14,7 +14,7 @@ import (
 // insertions; and where it is JSON, it is what a decoder that knows the rules makes of it.
 func FuzzReader(f *testing.F) {
 	for _, body := range bodies() {
-		if len(body) < 8<<10 {
+		if len(body) < small {
 			f.Add(body, uint16(len(body)/2), true)
 			f.Add(body, uint16(len(body)/3), false)
 		}

@@ -2,6 +2,7 @@ package splice
 
 import (
 	"bytes"
+	"embed"
 	"errors"
 	"fmt"
 	"io"
@@ -205,7 +206,7 @@ func TestDepth(t *testing.T) {
 func TestEverySplit(t *testing.T) {
 	t.Parallel()
 	for name, body := range bodies() {
-		if len(body) > 8<<10 {
+		if len(body) > small {
 			continue
 		}
 		e := syncEdit(bob, "@c:c")
@@ -236,7 +237,7 @@ func TestEverySplit(t *testing.T) {
 func TestHoldsNothingBack(t *testing.T) {
 	t.Parallel()
 	for name, body := range bodies() {
-		if len(body) > 8<<10 {
+		if len(body) > small {
 			continue
 		}
 		fed := 0
@@ -365,6 +366,14 @@ func TestMemory(t *testing.T) {
 	}
 }
 
+// recorded are syncs of real homeservers, which go test ./e2e -run 'TestRealSyncs|TestBetweenSynapses' -record writes.
+//
+//go:embed testdata/syncs
+var recorded embed.FS
+
+// small is up to which length a body is tried in every way.
+const small = 12 << 10
+
 // bodies are answers to /sync as homeservers give them. Nobody may change them.
 var bodies = sync.OnceValue(func() map[string][]byte {
 	rooms := func(n int) string {
@@ -383,7 +392,7 @@ var bodies = sync.OnceValue(func() map[string][]byte {
 	rest := `"account_data":{"events":[]},"presence":{"events":[]},"to_device":{"events":[]},"device_one_time_keys_count":{"signed_curve25519":50},"org.matrix.msc2732.device_unused_fallback_key_types":["signed_curve25519"]`
 	lists := `"device_lists":{"changed":["@erin:e.example"],"left":[]}`
 	next := `"next_batch":"s72595_4483_1934_1_1_1_1_1_1"`
-	return map[string][]byte{
+	all := map[string][]byte{
 		"idle Dendrite":      []byte(`{"next_batch":"s1_2"}`),
 		"lists first":        []byte("{" + lists + "," + next + "," + rooms(2) + "," + rest + "}"),
 		"lists last":         []byte("{" + next + "," + rooms(2) + "," + rest + "," + lists + "}"),
@@ -395,4 +404,14 @@ var bodies = sync.OnceValue(func() map[string][]byte {
 		"larger than a read": []byte("{" + next + "," + rooms(200) + "," + lists + "," + rest + "}"),
 		"20 MB":              []byte("{" + next + "," + rooms(14500) + "," + rest + "," + lists + "}"),
 	}
+	files, err := recorded.ReadDir("testdata/syncs")
+	if err != nil {
+		panic(err)
+	}
+	for _, file := range files {
+		if all[file.Name()], err = recorded.ReadFile("testdata/syncs/" + file.Name()); err != nil {
+			panic(err)
+		}
+	}
+	return all
 })
