@@ -55,6 +55,12 @@ func wakes(b *bench) error {
 	var slower []float64
 	var writing, waking []time.Duration
 	for range wakesOfMany {
+		// What the last wake has abandoned is closed by then.
+		select {
+		case <-time.After(1500 * time.Millisecond):
+		case <-b.ctx.Done():
+			return b.ctx.Err()
+		}
 		written, err := crowd.write()
 		if err != nil {
 			return err
@@ -158,7 +164,7 @@ func (o overTLS) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // splicing runs the splicer's own benchmark, which knows the tap that it is held against.
 func splicing(b *bench) error {
-	cmd := exec.CommandContext(b.ctx, "go", "test", "-run", "^$", "-bench", "^BenchmarkSync$", "-benchmem", "-count", "5", "-benchtime", "0.3s", "freshen/internal/overlay/splice")
+	cmd := exec.CommandContext(b.ctx, "go", "test", "-run", "^$", "-bench", "^BenchmarkSync$", "-benchmem", "-count", "3", "-benchtime", "2s", "freshen/internal/overlay/splice")
 	cmd.Stderr = os.Stderr
 	out, err := cmd.Output()
 	if err != nil {

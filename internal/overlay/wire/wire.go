@@ -28,6 +28,9 @@ const (
 	idleTimeout = 30 * time.Second
 	// maxIdle bounds the connections that are kept without a request.
 	maxIdle = 512
+	// abandonedFor is how long the connection of an abandoned request stays open. Where many are abandoned, which is to have
+	// them answered at once, their homeserver is not to be busy with their ends first.
+	abandonedFor = time.Second
 	// maxHead bounds the status line and headers of an answer, as net/http does.
 	maxHead = 10 << 20
 	// maxInterim bounds the 1xx answers before the answer proper, as net/http does.
@@ -75,6 +78,9 @@ type Transport struct {
 	idle   []*conn // the last used last
 	timer  *time.Timer
 	closed bool
+	// abandoned are closed when ending fires.
+	abandoned []*conn
+	ending    *time.Timer
 }
 
 // New returns a transport to addr, host:port. It connects to nothing yet.
@@ -85,13 +91,40 @@ func New(addr string) *Transport {
 // CloseIdleConnections closes what is kept. The transport goes on working, and keeps nothing more.
 func (t *Transport) CloseIdleConnections() {
 	t.mu.Lock()
-	idle := t.idle
-	t.idle, t.closed = nil, true
-	if t.timer != nil {
-		t.timer.Stop()
+	kept := append(t.idle, t.abandoned...)
+	t.idle, t.abandoned, t.closed = nil, nil, true
+	for _, timer := range []*time.Timer{t.timer, t.ending} {
+		if timer != nil {
+			timer.Stop()
+		}
 	}
 	t.mu.Unlock()
-	for _, c := range idle {
+	for _, c := range kept {
+		_ = c.net.Close()
+	}
+}
+
+// closeLater closes the connection of an abandoned request.
+func (t *Transport) closeLater(c *conn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		_ = c.net.Close()
+		return
+	}
+	t.abandoned = append(t.abandoned, c)
+	if t.ending == nil {
+		t.ending = time.AfterFunc(abandonedFor, t.end)
+	}
+}
+
+// end closes what is abandoned.
+func (t *Transport) end() {
+	t.mu.Lock()
+	abandoned := t.abandoned
+	t.abandoned, t.ending = nil, nil
+	t.mu.Unlock()
+	for _, c := range abandoned {
 		_ = c.net.Close()
 	}
 }
@@ -214,7 +247,11 @@ var longAgo = time.Unix(1, 0)
 func (t *Transport) ask(ctx context.Context, c *conn, req *Request) (_ *http.Response, untouched bool, err error) {
 	stop := context.AfterFunc(ctx, func() { _ = c.net.SetDeadline(longAgo) })
 	defer func() {
-		if err != nil {
+		switch {
+		case errors.Is(err, ErrAbandoned):
+			stop()
+			t.closeLater(c)
+		case err != nil:
 			stop()
 			c.close()
 		}
