@@ -39,6 +39,9 @@ type request struct {
 	users []id.UserID
 	// oneTimeKeys says that a /keys/upload brings some.
 	oneTimeKeys bool
+	// since is a /sync's, and hurried that it does not wait.
+	since   string
+	hurried bool
 	// status is that of the answer, 0 until it has come.
 	status int
 	// changed is device_lists.changed in the answer to a /sync.
@@ -72,7 +75,8 @@ func newCounter(t *testing.T, target string) *counter {
 			panic(http.ErrAbortHandler)
 		}
 		r.Body = io.NopCloser(bytes.NewReader(body))
-		asked := &request{at: time.Now(), route: routeOf(r)}
+		query := r.URL.Query()
+		asked := &request{at: time.Now(), route: routeOf(r), since: query.Get("since"), hurried: query.Get("timeout") == "0"}
 		asked.read(body)
 		c.change(func() { c.requests = append(c.requests, asked) })
 		proxy.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), askedKey{}, asked)))
@@ -195,6 +199,20 @@ func (c *counter) story(from int) string {
 		fmt.Fprintln(&lines, r)
 	}
 	return lines.String()
+}
+
+// heard are the answers to /sync, from number from on, that name user and were waited for: freshen abandons a poll that it
+// asks again without waiting, and what is answered to it all the same nobody reads.
+func (c *counter) heard(from int, user id.UserID) int {
+	all := c.matching(from, func(r *request) bool { return r.route == "GET sync" })
+	n := 0
+	for i, r := range all {
+		abandoned := !r.hurried && slices.ContainsFunc(all[i+1:], func(later request) bool { return later.hurried && later.since == r.since })
+		if !abandoned && slices.Contains(r.changed, user) {
+			n++
+		}
+	}
+	return n
 }
 
 // asksFor holds for an answered /keys/query that names user.
