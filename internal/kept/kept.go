@@ -47,6 +47,7 @@ type Lists struct {
 	mu       sync.RWMutex
 	infos    map[id.UserID]store.KeptInfo
 	fetching map[id.UserID]*fetching
+	retiring map[id.UserID]time.Time // fetched then, and retired, which is not known to be stored yet
 	closed   bool
 	watched  atomic.Int64
 	unread   time.Time // when a read last took too long
@@ -64,14 +65,14 @@ func Load(ctx context.Context, s *store.Store, log *slog.Logger, now func() time
 	if err != nil {
 		return nil, err
 	}
-	l := &Lists{store: s, log: log, now: now, infos: make(map[id.UserID]store.KeptInfo, len(infos)), fetching: map[id.UserID]*fetching{}}
+	l := &Lists{store: s, log: log, now: now, infos: make(map[id.UserID]store.KeptInfo, len(infos)), fetching: map[id.UserID]*fetching{}, retiring: map[id.UserID]time.Time{}}
 	l.Put(infos)
 	return l, nil
 }
 
 // Put records what has just been stored, by this instance or another. It may come again, and it may come late: what is
-// older than what is known already changes nothing, and of one list it is never forgotten that it is suspect or of use,
-// since that is known here before it is stored.
+// older than what is known already changes nothing, and of one list it is never forgotten that it is suspect, of use or
+// retired, since that is known here before it is stored.
 func (l *Lists) Put(infos []store.KeptInfo) {
 	if len(infos) == 0 {
 		return
@@ -80,7 +81,14 @@ func (l *Lists) Put(infos []store.KeptInfo) {
 	l.mu.Lock()
 	for _, info := range infos {
 		have, known := l.infos[info.UserID]
+		retiring, retired := l.retiring[info.UserID]
+		if retired && (info.Retired || !info.FetchedAt.Equal(retiring)) {
+			delete(l.retiring, info.UserID)
+			retired = false
+		}
 		switch {
+		case retired: // what was stored of it just before
+			continue
 		case known && info.Version < have.Version:
 			continue
 		case info.Retired:
@@ -266,6 +274,7 @@ func (l *Lists) Retire(user id.UserID, fetchedAt time.Time) {
 	gone := ok && info.FetchedAt.UnixMilli() == fetchedAt.UnixMilli()
 	if gone {
 		delete(l.infos, user)
+		l.retiring[user] = info.FetchedAt
 		l.recount()
 	}
 	l.mu.Unlock()

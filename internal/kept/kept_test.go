@@ -172,6 +172,28 @@ func TestRetiringSparesANewerList(t *testing.T) {
 	}
 }
 
+// What another change of the list says, stored just before and heard just after, must not bring back a list that was
+// retired: for a moment clients would be served from it again.
+func TestRetiredIsNotForgotten(t *testing.T) {
+	s, l := open(t)
+	keep(t, s, bob, start)
+	before, ok := l.Info(bob)
+	if !ok {
+		t.Fatal("the list is not there")
+	}
+	l.Retire(bob, start)
+	before.Shared, before.Version = true, before.Version+1
+	l.Put([]store.KeptInfo{before})
+	if l.Has(bob) {
+		t.Error("a late word of the list brings it back")
+	}
+	l.Close()
+	keep(t, s, bob, start.Add(time.Second))
+	if !l.Has(bob) {
+		t.Error("a newer list is not kept")
+	}
+}
+
 // Each user's last list wins, however retiring, doubting and keeping race; and the database says so too.
 func TestRaces(t *testing.T) {
 	s, l := open(t)
