@@ -128,7 +128,7 @@ func (w *three) watch(random *rand.Rand) {
 		if err != nil {
 			w.t.Fatalf("the first /sync of %s: %v", d, err)
 		}
-		since[n] = next
+		since[n] = w.drained(d, next)
 	}
 	for n := range w.instances {
 		target := w.targets[random.IntN(len(w.targets))]
@@ -136,8 +136,12 @@ func (w *three) watch(random *rand.Rand) {
 		for k, d := range w.watchers {
 			polling.Go(func() { since[k] = w.woken(d, since[k], target) })
 		}
+		late := time.Now().Add(wokenWithin)
 		for _, d := range w.watchers {
 			for w.hs.polls(d.token) == 0 && wait(w.t.Context(), time.Millisecond) {
+				if time.Now().After(late) {
+					w.t.Fatalf("no poll of %s has come to wait at the homeserver", d)
+				}
 			}
 		}
 		asks := w.watchers[n]
@@ -147,6 +151,24 @@ func (w *three) watch(random *rand.Rand) {
 		}
 		polling.Wait()
 	}
+}
+
+// drained syncs without waiting until nothing is left from before, three times in a row: what may name a target is not what
+// a poll is to be woken for.
+func (w *three) drained(d *device, since string) (next string) {
+	w.t.Helper()
+	for empty := 0; empty < 3; empty++ {
+		a, next, err := d.poll(w.t.Context(), since, 0)
+		if err != nil {
+			w.t.Fatalf("a /sync of %s that does not wait: %v", d, err)
+		}
+		since = next
+		if slices.ContainsFunc(a.changed, func(user id.UserID) bool { return slices.Contains(w.targets, user) }) {
+			empty = -1
+		}
+		wait(w.t.Context(), quiet)
+	}
+	return since
 }
 
 // woken polls until it hears of the target. Answers that bring what was left from before are followed by another poll.
