@@ -14,6 +14,7 @@ import (
 	"iter"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -91,7 +92,7 @@ func New(addr string) *Transport {
 // CloseIdleConnections closes what is kept. The transport goes on working, and keeps nothing more.
 func (t *Transport) CloseIdleConnections() {
 	t.mu.Lock()
-	kept := append(t.idle, t.abandoned...)
+	kept := slices.Concat(t.idle, t.abandoned)
 	t.idle, t.abandoned, t.closed = nil, nil, true
 	for _, timer := range []*time.Timer{t.timer, t.ending} {
 		if timer != nil {
