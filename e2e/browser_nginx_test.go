@@ -3,7 +3,6 @@
 package e2e
 
 import (
-	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -13,51 +12,14 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"freshen/internal/testbed"
+	"freshen/internal/testbed/testbedtest"
 )
-
-// nginxConfig is as an administrator would write it, but for the paths: TLS, HTTP/2 and gzip for what clients read.
-const nginxConfig = `
-daemon off;
-worker_processes 1;
-pid %[1]s/nginx.pid;
-error_log %[1]s/nginx.log;
-%[2]s
-events { worker_connections 256; }
-http {
-	log_format tests '$request_method $uri $server_protocol $status "$http_origin" "$sent_http_content_encoding"';
-	access_log %[1]s/access.log tests;
-	client_body_temp_path %[1]s/body;
-	proxy_temp_path %[1]s/proxy;
-	fastcgi_temp_path %[1]s/fastcgi;
-	uwsgi_temp_path %[1]s/uwsgi;
-	scgi_temp_path %[1]s/scgi;
-	gzip on;
-	gzip_types application/json;
-	gzip_min_length 256;
-	server {
-		listen %[3]s ssl http2;
-		ssl_certificate %[4]s;
-		ssl_certificate_key %[5]s;
-		location / {
-			proxy_pass %[6]s;
-			proxy_http_version 1.1;
-			proxy_set_header Connection "";
-			proxy_set_header Host $http_host;
-			proxy_set_header X-Forwarded-For $remote_addr;
-			proxy_set_header X-Forwarded-Proto $scheme;
-			proxy_read_timeout 120s;
-			proxy_buffering off;
-		}
-	}
-}
-`
 
 // nginx is a real one, with TLS, before something.
 type nginx struct {
@@ -67,54 +29,39 @@ type nginx struct {
 	log string
 }
 
-// startNginx puts one before upstream. It stops with all.
+// startNginx puts one before upstream, as an administrator would: TLS, HTTP/2, and gzip for what clients read. It stops
+// with all.
 func startNginx(t, all *testing.T, world *testbed.World, upstream string) *nginx {
 	t.Helper()
-	path, err := exec.LookPath("nginx")
-	if err != nil {
-		path = "/usr/sbin/nginx" // is on the path of root alone
-		_, err = os.Stat(path)
-	}
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal("nginx is required here: apt-get install nginx")
-		}
-		t.Skip("Skipped, since there is no nginx to put before freshen: apt-get install nginx")
-	}
 	certFile, keyFile, err := world.CA.Issue("nginx", net.IPv4(127, 0, 0, 1))
 	if err != nil {
 		t.Fatal(err)
 	}
-	listen, err := testbed.FreePort(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, user := all.TempDir(), ""
-	if os.Getuid() == 0 {
-		user = "user root;" // else its workers could not write to dir
-	}
-	config := filepath.Join(dir, "nginx.conf")
-	if err := os.WriteFile(config, fmt.Appendf(nil, nginxConfig, dir, user, listen, certFile, keyFile, upstream), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	process, err := testbed.StartProcess(t.Context(), "nginx", filepath.Join(dir, "nginx.log"), path, []string{"-p", dir, "-c", config}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	all.Cleanup(func() {
-		if err := process.Stop(context.Background()); err != nil {
-			all.Error(err)
-		}
-	})
-	n := &nginx{URL: "https://" + listen, key: publicKeyHash(t, certFile), log: filepath.Join(dir, "access.log")}
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true, TLSClientConfig: &tls.Config{RootCAs: world.CA.Pool, MinVersion: tls.VersionTLS12},
 	}}
-	err = process.AwaitReady(t.Context(), client, n.URL+"/_matrix/client/versions", func(status int, _ []byte) bool { return status == http.StatusOK })
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
+	started := testbedtest.StartNginx(t, all, fmt.Sprintf(`
+	log_format tests '$request_method $uri $server_protocol $status "$http_origin" "$sent_http_content_encoding"';
+	gzip on;
+	gzip_types application/json;
+	gzip_min_length 256;
+	server {
+		listen {listen} ssl http2;
+		access_log {dir}/access.log tests;
+		ssl_certificate %s;
+		ssl_certificate_key %s;
+		location / {
+			proxy_pass %s;
+			proxy_http_version 1.1;
+			proxy_set_header Connection "";
+			proxy_set_header Host $http_host;
+			proxy_set_header X-Forwarded-For $remote_addr;
+			proxy_set_header X-Forwarded-Proto $scheme;
+			proxy_read_timeout 120s;
+			proxy_buffering off;
+		}
+	}`, certFile, keyFile, upstream), "https", client)
+	return &nginx{URL: "https://" + started.Addr, key: publicKeyHash(t, certFile), log: filepath.Join(started.Dir, "access.log")}
 }
 
 func publicKeyHash(t *testing.T, certFile string) string {

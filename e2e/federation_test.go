@@ -17,7 +17,6 @@ import (
 	"freshen/internal/federation"
 	"freshen/internal/federation/fedtest"
 	"freshen/internal/testbed"
-	"freshen/internal/testbed/testbedtest"
 )
 
 // asking returns a client that asks as the server of that name, with that key.
@@ -58,8 +57,7 @@ func TestSignaturesOverUnusualUserIDs(t *testing.T) {
 	for _, way := range bothWays(world) {
 		from, to := way[0], way[1]
 		t.Run("from "+from.Name+" to "+to.Name, func(t *testing.T) {
-			t.Parallel()
-			ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
+			ctx := turn(t)
 			client := asking(t, world, from.ServerName, keyOf(t, from))
 			for _, localpart := range []string{
 				"plain", "a/b", "/", "//", "a/../b", ".", "..", "a%b", "a%2Fb", "%", "%25", "a+b", "a=b", "=2f", "Capitals", "a?b=c", "?", "a#b", "#",
@@ -97,8 +95,7 @@ func TestWrongSigningKeys(t *testing.T) {
 			{"the right key for a server that nobody knows", "127.0.0.1:1", right},
 		} {
 			t.Run("from "+from.Name+" to "+to.Name+", "+c.name, func(t *testing.T) {
-				t.Parallel()
-				ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
+				ctx := turn(t)
 				requireUnaccepted(t, ctx, asking(t, world, c.origin, c.key), id.UserID("@bob:"+to.ServerName))
 				if _, err := asking(t, world, from.ServerName, right).FetchDeviceList(ctx, id.UserID("@bob:"+to.ServerName)); err != nil {
 					t.Errorf("after it, the right key is not accepted either: %v", err)

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"freshen/internal/testbed"
-	"freshen/internal/testbed/testbedtest"
 )
 
 // scripted starts a server of another name that answers every request for a device list as f says, with a certificate
@@ -92,8 +91,7 @@ func TestDestinationsThatMisbehave(t *testing.T) {
 		{"never ends its answer", drip, 504, "M_UNKNOWN", "timeout"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
+			ctx := turn(t)
 			_, token := newUser(t, ctx, world.A, "alice")
 			server := scripted(t, world, c.answer)
 			requireFailure(t, ctx, alice.as(token), server, c.status, c.errcode, c.reason)
@@ -169,8 +167,7 @@ func endless(w http.ResponseWriter, r *http.Request) {
 func TestDestinationsThatCannotBeReached(t *testing.T) {
 	world, _, _, alice := setup(t)
 	t.Run("a certificate of nobody we know", func(t *testing.T) {
-		t.Parallel()
-		ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
+		ctx := turn(t)
 		server := httptest.NewUnstartedServer(http.NotFoundHandler())
 		server.Config.ErrorLog = quiet
 		server.StartTLS()
@@ -178,22 +175,19 @@ func TestDestinationsThatCannotBeReached(t *testing.T) {
 		requireFailure(t, ctx, alice, server.Listener.Addr().String(), http.StatusBadGateway, "M_UNKNOWN", "tls")
 	})
 	t.Run("no TLS", func(t *testing.T) {
-		t.Parallel()
-		ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
+		ctx := turn(t)
 		server := httptest.NewServer(http.NotFoundHandler())
 		defer server.Close()
 		requireFailure(t, ctx, alice, server.Listener.Addr().String(), http.StatusBadGateway, "M_UNKNOWN", "tls")
 	})
 	t.Run("nobody listens", func(t *testing.T) {
-		t.Parallel()
-		ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
+		ctx := turn(t)
 		server := httptest.NewServer(http.NotFoundHandler())
 		server.Close()
 		requireFailure(t, ctx, alice, server.Listener.Addr().String(), http.StatusBadGateway, "M_UNKNOWN", "connect")
 	})
 	t.Run("a network that may not be dialled", func(t *testing.T) {
-		t.Parallel()
-		ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
+		ctx := turn(t)
 		_, token := newUser(t, ctx, world.A, "alice")
 		a := alice.as(token).refresh(t, ctx, "@bob:10.0.0.1:8448")
 		requireError(t, a, http.StatusForbidden, "M_FORBIDDEN")

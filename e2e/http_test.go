@@ -159,6 +159,13 @@ func setup(t *testing.T) (*testbed.World, context.Context, id.UserID, *caller) {
 	return world, ctx, user, newCaller(t, world.Freshen.URL, token)
 }
 
+// turn has a part of a test wait until it is its turn beside others, and gives it time of its own from then on.
+func turn(t *testing.T) context.Context {
+	t.Helper()
+	t.Parallel()
+	return testbedtest.Context(t, patience)
+}
+
 func requireAccepted(t *testing.T, a answer) {
 	t.Helper()
 	if a.status != http.StatusAccepted || string(bytes.TrimSpace(a.body)) != "{}" {

@@ -120,13 +120,7 @@ func needJS(t *testing.T, browser bool) {
 	if err == nil && browser {
 		_, err = jsclient.FindBrowser()
 	}
-	switch {
-	case err == nil:
-	case os.Getenv("CI") != "":
-		t.Fatalf("A JavaScript client is required here: %v", err)
-	default:
-		t.Skipf("Skipped, since there is no JavaScript client to test with: %v", err)
-	}
+	testbedtest.Require(t, "a JavaScript client", err)
 }
 
 // story is that of one Alice, on A through freshen, and one Bob, on B.

@@ -3,13 +3,12 @@
 package e2e
 
 import (
-	"os"
+	"errors"
 	"testing"
+
+	"freshen/internal/testbed/testbedtest"
 )
 
 func TestNeedsTag(t *testing.T) {
-	if os.Getenv("CI") != "" {
-		t.Fatal("The end-to-end tests need -tags goolm.")
-	}
-	t.Skip("The end-to-end tests need their encrypting clients: run make test, or go test -tags goolm.")
+	testbedtest.Require(t, "encrypting clients", errors.New("run make test, or go test -tags goolm"))
 }

@@ -9,8 +9,6 @@ import (
 	"net/url"
 	"strings"
 	"testing"
-
-	"freshen/internal/testbed/testbedtest"
 )
 
 // A failure means that clients cannot find the endpoint, or find it only under one of its names.
@@ -25,8 +23,7 @@ func TestEveryRouteRefreshes(t *testing.T) {
 		{http.MethodGet, "/_matrix/unstable/org.matrix.msc2638/user/" + user + "/devices"},
 	} {
 		t.Run(route.path[:len(route.path)-len("/devices")], func(t *testing.T) {
-			t.Parallel()
-			ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
+			ctx := turn(t)
 			requireAccepted(t, alice.do(t, ctx, route.method, route.path, nil))
 			wrong := http.MethodDelete
 			requireError(t, alice.do(t, ctx, wrong, route.path, nil), http.StatusMethodNotAllowed, "M_UNRECOGNIZED")
@@ -52,8 +49,7 @@ func TestWhoMayNotAsk(t *testing.T) {
 	bob, _ := newUser(t, ctx, world.B, "bob")
 	for name, token := range map[string]string{"no token": "", "a wrong token": "syt_nobody_has_this"} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
+			ctx := turn(t)
 			got := alice.as(token).refresh(t, ctx, bob.String())
 			want := alice.as(token).at(world.A.URL).do(t, ctx, http.MethodGet, "/_matrix/client/v3/account/whoami", nil)
 			requireError(t, got, want.status, want.matrixError(t).ErrCode)
@@ -63,8 +59,7 @@ func TestWhoMayNotAsk(t *testing.T) {
 		})
 	}
 	t.Run("a guest", func(t *testing.T) {
-		t.Parallel()
-		ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
+		ctx := turn(t)
 		a := alice.as("").do(t, ctx, http.MethodPost, "/_matrix/client/v3/register?kind=guest", []byte("{}"))
 		var guest struct {
 			Token string `json:"access_token"`
@@ -107,8 +102,7 @@ func TestWhatIsNoUserID(t *testing.T) {
 		"a bad port": "@bob:127.0.0.3:99999", "a bad server name": "@bob:no_such..name%20here", "an alias": "%23bob:" + server,
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			ctx := testbedtest.Context(t, patience) // its own: it may have waited long for its turn
+			ctx := turn(t)
 			a := alice.do(t, ctx, http.MethodPost, "/_matrix/client/v3/user/"+escaped+"/devices/refresh", nil)
 			requireError(t, a, http.StatusBadRequest, "M_INVALID_PARAM")
 		})

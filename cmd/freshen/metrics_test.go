@@ -10,19 +10,14 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"freshen/internal/testbed/testbedtest"
 )
 
 // promtool is of Debian's package prometheus.
 func promtool(t *testing.T, stdin string, args ...string) {
 	t.Helper()
-	program, err := exec.LookPath("promtool")
-	if err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal("promtool is missing: apt-get install prometheus")
-		}
-		t.Skip("promtool is missing: apt-get install prometheus")
-	}
-	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd := exec.CommandContext(t.Context(), testbedtest.Program(t, "promtool", "prometheus"), args...)
 	cmd.Stdin = strings.NewReader(stdin)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("promtool %s: %v\n%s", strings.Join(args, " "), err, out)

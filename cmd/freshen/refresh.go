@@ -20,6 +20,7 @@ import (
 
 	"freshen"
 	"freshen/internal/federation"
+	"freshen/internal/homeserver"
 	"freshen/internal/owed"
 )
 
@@ -78,7 +79,7 @@ func (c *refreshCmd) Run(line *cli, to console) error {
 		return err
 	}
 	if result.Status == http.StatusUnauthorized {
-		return fmt.Errorf("the homeserver does not accept the access token (%s): %s", result.ErrCode, result.Error)
+		return fmt.Errorf("the homeserver does not accept the access token (%s): %s", printable(result.ErrCode), sentence(result.Error))
 	}
 	keysErr := asker.devices(ctx, result)
 	if c.JSON {
@@ -169,7 +170,7 @@ func (a *asker) post(ctx context.Context, path, body string) (status int, answer
 	request.Header.Set("Content-Type", "application/json")
 	response, err := a.http.Do(request)
 	if err != nil {
-		return 0, nil, fmt.Errorf("%s cannot be asked: %w", a.base, withoutURL(err))
+		return 0, nil, fmt.Errorf("%s cannot be asked: %w", a.base, homeserver.WithoutURL(err))
 	}
 	defer response.Body.Close()
 	answer, err = io.ReadAll(io.LimitReader(response.Body, maxKeys))
@@ -177,13 +178,6 @@ func (a *asker) post(ctx context.Context, path, body string) (status int, answer
 		return 0, nil, fmt.Errorf("the answer of %s broke off: %w", a.base, err)
 	}
 	return response.StatusCode, answer, nil
-}
-
-func withoutURL(err error) error {
-	if wrapped, ok := errors.AsType[*url.Error](err); ok {
-		return wrapped.Err
-	}
-	return err
 }
 
 func (a *asker) refresh(ctx context.Context, target id.UserID) (*refreshed, error) {

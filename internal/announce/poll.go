@@ -26,7 +26,6 @@ type Poll struct {
 // Begin registers a poll. since is the request's token, "" for a first sync; wake is called at most once, from another
 // goroutine or before Begin returns, when the answer should be hurried. End must be called once the answer is out.
 func (a *Announcer) Begin(who freshen.Requester, cred homeserver.Credentials, since string, wake func()) *Poll {
-	a.counters.polls.Add(1)
 	p := &Poll{a: a, cred: cred, since: since, first: since == "", wake: wake}
 	a.mu.Lock()
 	d := a.deviceLocked(who)
@@ -112,6 +111,5 @@ func (p *Poll) End() {
 	}
 	p.d.usedAt = p.a.now()
 	p.d.mu.Unlock()
-	p.a.counters.polls.Add(-1)
 	p.a.consider(p.d, question{})
 }

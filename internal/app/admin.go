@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"net/http/pprof"
 	"time"
@@ -54,28 +53,11 @@ func (a *App) notReady(ctx context.Context) string {
 		a.log.Error("not ready: the database does not answer", "err", err)
 		return "the database does not answer"
 	}
-	if err := a.homeserverAnswers(ctx); err != nil {
+	if err := a.hs.Answers(ctx); err != nil {
 		a.log.Error("not ready: the homeserver does not answer", "err", err)
 		return "the homeserver does not answer"
 	}
 	return ""
-}
-
-func (a *App) homeserverAnswers(ctx context.Context) error {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, a.cfg.Homeserver.URL.JoinPath("/_matrix/client/versions").String(), http.NoBody)
-	if err != nil {
-		return err
-	}
-	transport := &http.Transport{DisableKeepAlives: true}
-	response, err := transport.RoundTrip(request)
-	if err != nil {
-		return err
-	}
-	_ = response.Body.Close()
-	if response.StatusCode >= http.StatusInternalServerError {
-		return fmt.Errorf("it answered /versions with %d", response.StatusCode)
-	}
-	return nil
 }
 
 // ledger is what is owed; nil while the database is away.

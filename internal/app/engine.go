@@ -54,7 +54,7 @@ func (a *App) openEngine(ctx context.Context) error {
 		e.lists.Announced(e.lists.Users())
 	}
 	a.engine.Store(e)
-	a.enforce(ctx)
+	a.enforce(e)
 	a.proxy.Learn(knowledge)
 	return nil
 }

@@ -10,8 +10,8 @@ import (
 const (
 	// manyPolls is from how many polls that wait on the heap is mostly theirs.
 	manyPolls = 1000
-	// manyPercent is by how much the heap may grow then before it is collected; Go's own measure otherwise.
-	manyPercent, fewPercent = 25, 100
+	// manyPercent is by how much the heap may grow then before it is collected; otherwise by as much as before.
+	manyPercent = 25
 )
 
 // boundMemory keeps what is garbage small beside what polls that wait take, which lives for long: with ten thousand of
@@ -22,17 +22,19 @@ func (a *App) boundMemory(ctx context.Context) {
 	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	defer debug.SetGCPercent(fewPercent)
-	percent := fewPercent
+	many, before := false, 0
+	set := func(now bool) {
+		switch {
+		case now && !many:
+			before = debug.SetGCPercent(manyPercent)
+		case !now && many:
+			debug.SetGCPercent(before)
+		}
+		many = now
+	}
+	defer set(false)
 	for {
-		want := fewPercent
-		if a.proxy.Polls() >= manyPolls {
-			want = manyPercent
-		}
-		if want != percent {
-			debug.SetGCPercent(want)
-			percent = want
-		}
+		set(a.proxy.Polls() >= manyPolls)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

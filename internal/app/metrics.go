@@ -7,7 +7,6 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"freshen"
-	"freshen/internal/announce"
 	"freshen/internal/metrics"
 	"freshen/internal/refresh"
 	"freshen/internal/retry"
@@ -30,12 +29,12 @@ func (a *App) watch() {
 			}
 			return e.refresh.Ended(), true
 		},
-		Announcer: func() (announce.Counts, bool) {
+		Announced: func() (int64, bool) {
 			e := a.engine.Load()
 			if e == nil {
-				return announce.Counts{}, false
+				return 0, false
 			}
-			return e.announcer.Counts(), true
+			return e.announcer.Count(), true
 		},
 		Overlay: a.proxy.Stats,
 		Now:     a.now,

@@ -13,25 +13,23 @@ func (a *App) Reload(ctx context.Context, cfg *config.Config) (restart []string)
 	a.reloading.Lock()
 	a.live = cfg
 	a.reloading.Unlock()
-	a.enforce(ctx)
+	if e := a.engine.Load(); e != nil {
+		a.enforce(e)
+		if err := e.refresh.DropDenied(ctx); err != nil && ctx.Err() == nil {
+			// Each is dropped at its next try, at the latest.
+			a.log.Warn("what is owed to servers that are denied now could not be dropped yet", "err", err)
+		}
+	}
 	return a.cfg.NeedsRestart(cfg)
 }
 
-// enforce has the engine, if there is one, go by the configuration as it stands.
-func (a *App) enforce(ctx context.Context) {
-	e := a.engine.Load()
-	if e == nil {
-		return
-	}
+// enforce has the engine keep to the limits as they stand.
+func (a *App) enforce(e *engine) {
 	a.reloading.Lock()
+	defer a.reloading.Unlock()
 	limits := a.live.Limits
 	e.refresh.Limit(limit.Rate(limits.PerUser), limits.SharedRoomsOnly)
 	e.store.SetPerDestination(limit.Rate(limits.PerDestination))
-	a.reloading.Unlock()
-	if err := e.refresh.DropDenied(ctx); err != nil && ctx.Err() == nil {
-		// Each is dropped at its next try, at the latest.
-		a.log.Warn("what is owed to servers that are denied now could not be dropped yet", "err", err)
-	}
 }
 
 // serverAllowed says whether the configuration, as it stands, lets a server be asked.

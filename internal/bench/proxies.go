@@ -292,29 +292,15 @@ func (b *bench) addedBeside(name string, all map[string]*series) {
 
 // servePlain prints its address and passes everything on to upstream until stop ends.
 func servePlain(ctx context.Context, upstream string, stop io.Reader, out io.Writer) error {
-	ctx, cancel := untilEOF(ctx, stop)
-	defer cancel()
-	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	if _, err := fmt.Fprintln(out, listener.Addr()); err != nil {
-		return err
-	}
 	target := &url.URL{Scheme: "http", Host: upstream}
-	silent := log.New(io.Discard, "", 0)
-	server := &http.Server{ReadHeaderTimeout: time.Minute, ErrorLog: silent, Handler: &httputil.ReverseProxy{
-		ErrorLog:   silent,
-		Rewrite:    func(r *httputil.ProxyRequest) { r.SetURL(target); r.SetXForwarded() },
-		Transport:  &http.Transport{MaxIdleConnsPerHost: 512, DisableCompression: true},
-		BufferPool: new(plainBuffers),
-	}}
-	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
-	if err := server.Serve(listener); ctx.Err() == nil {
-		return err
-	}
-	return nil
+	return serveUntil(ctx, stop, out, nil, func(string) http.Handler {
+		return &httputil.ReverseProxy{
+			ErrorLog:   log.New(io.Discard, "", 0),
+			Rewrite:    func(r *httputil.ProxyRequest) { r.SetURL(target); r.SetXForwarded() },
+			Transport:  &http.Transport{MaxIdleConnsPerHost: 512, DisableCompression: true},
+			BufferPool: new(plainBuffers),
+		}
+	})
 }
 
 // plainBuffers are of the size that httputil takes by itself.

@@ -5,16 +5,11 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
-	"errors"
 	"flag"
-	"fmt"
 	"io"
-	"log"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
-	"time"
 
 	"maunium.net/go/mautrix/id"
 
@@ -37,34 +32,18 @@ func serveRemote(ctx context.Context, args []string, stop io.Reader, out io.Writ
 	if err != nil {
 		return err
 	}
-	ctx, cancel := untilEOF(ctx, stop)
-	defer cancel()
-	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	body := fedtest.NewPerson(bobAt(listener.Addr().String())).List(5, 1)
 	protos := []string{"http/1.1"}
 	if *h2 {
 		protos = []string{"h2", "http/1.1"}
 	}
-	server := &http.Server{
-		ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0),
-		TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: protos, MinVersion: tls.VersionTLS12},
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	secure := &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: protos, MinVersion: tls.VersionTLS12}
+	return serveUntil(ctx, stop, out, secure, func(addr string) http.Handler {
+		body := fedtest.NewPerson(bobAt(addr)).List(5, 1)
+		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
 			_, _ = w.Write(body)
-		}),
-	}
-	if _, err := fmt.Fprintln(out, listener.Addr()); err != nil {
-		return err
-	}
-	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
-	if err := server.ServeTLS(listener, "", ""); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
+		})
+	})
 }
 
 func bobAt(server string) id.UserID { return id.UserID("@bob:" + server) }

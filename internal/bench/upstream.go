@@ -3,9 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"strconv"
@@ -111,8 +114,14 @@ func answer(w http.ResponseWriter, v any) {
 	_ = json.NewEncoder(w).Encode(v)
 }
 
-// serveUpstream prints its address and serves until stop ends.
+// serveUpstream serves until stop ends.
 func serveUpstream(ctx context.Context, stop io.Reader, out io.Writer) error {
+	return serveUntil(ctx, stop, out, nil, func(string) http.Handler { return newUpstream() })
+}
+
+// serveUntil listens on a port that the system chooses, prints the address, and serves what handler returns for it until
+// stop ends, over TLS if secure is not nil.
+func serveUntil(ctx context.Context, stop io.Reader, out io.Writer, secure *tls.Config, handler func(addr string) http.Handler) error {
 	ctx, cancel := untilEOF(ctx, stop)
 	defer cancel()
 	var config net.ListenConfig
@@ -120,12 +129,18 @@ func serveUpstream(ctx context.Context, stop io.Reader, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	server := &http.Server{
+		Handler: handler(listener.Addr().String()), TLSConfig: secure, ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0),
+	}
 	if _, err := fmt.Fprintln(out, listener.Addr()); err != nil {
 		return err
 	}
-	server := &http.Server{Handler: newUpstream(), ReadHeaderTimeout: time.Minute}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
-	if err := server.Serve(listener); ctx.Err() == nil {
+	serve := server.Serve
+	if secure != nil {
+		serve = func(l net.Listener) error { return server.ServeTLS(l, "", "") }
+	}
+	if err := serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
 	return nil

@@ -2,13 +2,12 @@ package doctor
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
 
+	"freshen/internal/homeserver"
 	"freshen/internal/probe"
 )
 
@@ -60,10 +59,7 @@ func (d *doctor) ask(ctx context.Context, q question) (a answer, err error) {
 	began := time.Now()
 	response, err := client.Do(request)
 	if err != nil {
-		if wrapped, ok := errors.AsType[*url.Error](err); ok {
-			err = wrapped.Err
-		}
-		return a, err
+		return a, homeserver.WithoutURL(err)
 	}
 	defer response.Body.Close()
 	d.dated(response, request.URL.Host, began)

@@ -75,6 +75,25 @@ func newTransport() *http.Transport {
 // CloseIdleConnections closes the connections that are not in use.
 func (c *Client) CloseIdleConnections() { c.http.CloseIdleConnections() }
 
+// Answers asks for /versions. The error is a [*DownError] where nobody answers, or with an error of a server's own.
+func (c *Client) Answers(ctx context.Context) error {
+	const asked = "whether it is there"
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, c.base.JoinPath("/_matrix/client/versions").String(), http.NoBody)
+	if err != nil {
+		return &DownError{Asked: asked, Err: WithoutURL(err)}
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return &DownError{Asked: asked, Err: WithoutURL(err)}
+	}
+	_, _ = readAtMost(response.Body, maxErrorBytes) // so that the connection can be used again
+	_ = response.Body.Close()
+	if response.StatusCode >= http.StatusInternalServerError {
+		return &DownError{Asked: asked, Status: response.StatusCode, Err: fmt.Errorf("it answered /versions with HTTP status %d", response.StatusCode)}
+	}
+	return nil
+}
+
 // question is one GET.
 type question struct {
 	asked    string // for people
@@ -91,7 +110,7 @@ func (c *Client) ask(ctx context.Context, cred Credentials, q question, answer a
 	defer cancel()
 	request, err := http.NewRequestWithContext(asking, http.MethodGet, c.base.JoinPath(q.path).String(), nil)
 	if err != nil {
-		return &DownError{Asked: q.asked, Err: withoutURL(err)}
+		return &DownError{Asked: q.asked, Err: WithoutURL(err)}
 	}
 	request.URL.RawQuery = q.query.Encode()
 	cred.apply(request)
@@ -121,7 +140,7 @@ func (q question) broke(ctx context.Context, status int, err error) error {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = fmt.Errorf("it did not answer within %v: %w", q.timeout, context.DeadlineExceeded)
 	}
-	return &DownError{Asked: q.asked, Status: status, Err: withoutURL(err)}
+	return &DownError{Asked: q.asked, Status: status, Err: WithoutURL(err)}
 }
 
 // refused reads an answer other than 200. Only a 4xx with a Matrix error is the homeserver's own word: anything else may
@@ -164,8 +183,8 @@ func readAtMost(body io.Reader, limit int64) ([]byte, error) {
 	return read, nil
 }
 
-// withoutURL strips what net/http wraps around an error: the URL, whose query may hold a token.
-func withoutURL(err error) error {
+// WithoutURL strips what net/http wraps around an error: the URL, whose query may hold a token.
+func WithoutURL(err error) error {
 	for {
 		wrapped, ok := errors.AsType[*url.Error](err)
 		if !ok {

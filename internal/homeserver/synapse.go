@@ -207,7 +207,7 @@ func (s *Synapse) fetch(ctx context.Context, target id.UserID) (*fetched, error)
 	// Synapse remembers answers by the transaction's name for half an hour, so each has one of its own.
 	request, err := http.NewRequestWithContext(asking, http.MethodPost, s.resync.JoinPath(rand.Text()).String(), bytes.NewReader(body))
 	if err != nil {
-		return nil, withoutURL(err)
+		return nil, WithoutURL(err)
 	}
 	request.Header.Set("Content-Type", "application/json")
 	if s.secret != "" {
@@ -215,7 +215,7 @@ func (s *Synapse) fetch(ctx context.Context, target id.UserID) (*fetched, error)
 	}
 	response, err := s.http.Do(request)
 	if err != nil {
-		return nil, fmt.Errorf("homeserver.synapse.replication gives no answer: %w", withoutURL(err))
+		return nil, fmt.Errorf("homeserver.synapse.replication gives no answer: %w", WithoutURL(err))
 	}
 	defer func() { _ = response.Body.Close() }()
 	answer, err := readAtMost(response.Body, maxResyncBytes)

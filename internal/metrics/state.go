@@ -7,7 +7,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"freshen/internal/announce"
 	"freshen/internal/overlay"
 	"freshen/internal/retry"
 	"freshen/internal/store"
@@ -18,10 +17,10 @@ const backlogWithin = 5 * time.Second
 
 // State is what is read when it is asked for.
 type State struct {
-	// Backlog, Ended and Announcer are ok once the database was there.
+	// Backlog, Ended and Announced are ok once the database was there.
 	Backlog   func(context.Context) (store.Backlog, error)
 	Ended     func() (ended map[retry.Ending]int64, ok bool)
-	Announcer func() (counts announce.Counts, ok bool)
+	Announced func() (n int64, ok bool)
 	Overlay   func() overlay.Stats
 	Now       func() time.Time
 	Log       *slog.Logger
@@ -85,11 +84,11 @@ func (c *collector) Collect(into chan<- prometheus.Metric) {
 			counter(ended, n, string(how))
 		}
 	}
-	if counts, ok := c.state.Announcer(); ok {
-		counter(announced, counts.Announced)
-		gauge(polls, float64(counts.Polls))
+	if n, ok := c.state.Announced(); ok {
+		counter(announced, n)
 	}
 	stats := c.state.Overlay()
+	gauge(polls, float64(stats.Polls))
 	for route, of := range map[string]overlay.RouteStats{"sync": stats.Sync, "keys_query": stats.KeysQuery} {
 		counter(looked, of.Looked, route)
 		counter(edited, of.Edited, route)

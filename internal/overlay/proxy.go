@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/json"
-	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -259,7 +258,7 @@ func (p *Proxy) failed(w http.ResponseWriter, r *http.Request, err error) {
 		// success.
 		panic(http.ErrAbortHandler)
 	}
-	p.cfg.Log.Warn("the homeserver did not answer", "method", r.Method, "err", withoutURL(err))
+	p.cfg.Log.Warn("the homeserver did not answer", "method", r.Method, "err", homeserver.WithoutURL(err))
 	header := w.Header()
 	header.Set("Content-Type", "application/json")
 	header.Set("Access-Control-Allow-Origin", "*")
@@ -268,14 +267,6 @@ func (p *Proxy) failed(w http.ResponseWriter, r *http.Request, err error) {
 		"errcode": "M_UNKNOWN",
 		"error":   "The homeserver behind freshen cannot be reached: please try again in a minute.",
 	})
-}
-
-// withoutURL takes the URL, which may hold a token, out of an error.
-func withoutURL(err error) error {
-	if urlErr, ok := errors.AsType[*url.Error](err); ok {
-		return urlErr.Err
-	}
-	return err
 }
 
 // bufferSize is how much of a body is passed at a time, and so in how many writes to the client: measured, 128 KB take half

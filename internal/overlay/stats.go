@@ -2,8 +2,12 @@ package overlay
 
 import "sync/atomic"
 
-// Stats is what was done to answers since the start.
-type Stats struct{ Sync, KeysQuery RouteStats }
+// Stats is what was done to answers since the start, and what is in hand.
+type Stats struct {
+	Sync, KeysQuery RouteStats
+	// Polls are the syncs that are being answered or wait.
+	Polls int
+}
 
 // RouteStats counts the answers of one route: those looked through, the bytes of these, and those that were added to.
 type RouteStats struct{ Looked, Edited, Bytes int64 }
@@ -27,5 +31,5 @@ func (c *routeCounters) stats() RouteStats {
 
 // Stats says what was done to answers since the start. Sliding sync counts as sync.
 func (p *Proxy) Stats() Stats {
-	return Stats{p.counters.sync.stats(), p.counters.keysQuery.stats()}
+	return Stats{p.counters.sync.stats(), p.counters.keysQuery.stats(), p.Polls()}
 }

@@ -242,11 +242,15 @@ func (s *Store) ReleaseClaims(ctx context.Context, now time.Time) error {
 }
 
 func (t *tx) dropDebt(ctx context.Context, target id.UserID) error {
-	_, err := t.exec(ctx, `DELETE FROM debts WHERE user_id = $1`, target)
-	if err != nil {
+	if _, err := t.exec(ctx, `DELETE FROM debts WHERE user_id = $1`, target); err != nil {
 		return err
 	}
-	_, err = t.exec(ctx, `UPDATE requesters SET owed = 0 WHERE target = $1`, target)
+	return t.owesNothing(ctx, target)
+}
+
+// owesNothing records that nobody is to hear of a success any more.
+func (t *tx) owesNothing(ctx context.Context, target id.UserID) error {
+	_, err := t.exec(ctx, `UPDATE requesters SET owed = 0 WHERE target = $1 AND owed = 1`, target)
 	return err
 }
 

@@ -45,7 +45,7 @@ func (s *Store) DropDebt(ctx context.Context, debt Debt, now time.Time) (dropped
 		if err != nil || !dropped {
 			return err
 		}
-		if err := t.dropDebt(ctx, debt.Target); err != nil {
+		if err := t.owesNothing(ctx, debt.Target); err != nil {
 			return err
 		}
 		return t.schedule(ctx, debt.Destination, now)

@@ -136,7 +136,7 @@ func (t *tx) audience(ctx context.Context, target id.UserID, asking []id.UserID,
 	if err != nil {
 		return nil, err
 	}
-	if _, err := t.exec(ctx, `UPDATE requesters SET owed = 0 WHERE target = $1 AND owed = 1`, target); err != nil {
+	if err := t.owesNothing(ctx, target); err != nil {
 		return nil, err
 	}
 	audience := append(slices.Clone(asking), recorded...)

@@ -61,7 +61,7 @@ func (s *Store) Forgive(ctx context.Context, target id.UserID, now time.Time) (n
 		if n, err = t.exec(ctx, `DELETE FROM debts WHERE user_id = $1`, target); err != nil || n == 0 {
 			return err
 		}
-		if err := t.dropDebt(ctx, target); err != nil {
+		if err := t.owesNothing(ctx, target); err != nil {
 			return err
 		}
 		return t.schedule(ctx, freshen.Destination(target), now)

@@ -36,31 +36,16 @@ func BuildDendrite(ctx context.Context, progress io.Writer) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	bin := filepath.Join(cacheDir(root), "bin")
-	path := filepath.Join(bin, fmt.Sprintf("dendrite-%s-%s-%s-%s", version, key, runtime.GOOS, runtime.GOARCH))
-	if isFile(path) {
-		return path, nil
-	}
-	if err := os.MkdirAll(bin, 0o755); err != nil {
-		return "", fmt.Errorf("the folder for built programs cannot be made: %w", err)
-	}
-	progress = orDiscard(progress)
-	unlock, err := lockFile(ctx, path+".lock", func() {
-		fmt.Fprintln(progress, "Waiting for another program that builds Dendrite …")
+	const program = "dendrite"
+	name := fmt.Sprintf("dendrite-%s-%s-%s-%s", version, key, runtime.GOOS, runtime.GOARCH)
+	dir, err := CachedFolder(ctx, name, "Dendrite", progress, func(dir string) error {
+		fmt.Fprintf(orDiscard(progress), "Building Dendrite %s. The first time this takes some minutes; afterwards it is at hand in the cache.\n", version)
+		return goBuild(ctx, module, filepath.Join(dir, program), "tool", progress)
 	})
-	if err != nil {
-		return "", err
-	}
-	defer unlock()
-	if isFile(path) {
-		return path, nil
-	}
-	fmt.Fprintf(progress, "Building Dendrite %s. The first time this takes some minutes; afterwards it is at hand in %s.\n", version, bin)
-	err = goBuild(ctx, module, path, "tool", progress)
 	if err != nil {
 		return "", fmt.Errorf("%s %s could not be built (it needs the Go toolchain and its module proxy): %w", Dendrite, version, err)
 	}
-	return path, nil
+	return filepath.Join(dir, program), nil
 }
 
 // dendriteKey returns the version of Dendrite that the module in dir requires, and a short hash over the versions of all
@@ -173,9 +158,4 @@ func orDiscard(w io.Writer) io.Writer {
 		return io.Discard
 	}
 	return w
-}
-
-func isFile(path string) bool {
-	info, err := os.Stat(path)
-	return err == nil && info.Mode().IsRegular()
 }

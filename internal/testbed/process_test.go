@@ -100,3 +100,8 @@ func TestTailIsTheEnd(t *testing.T) {
 		t.Errorf("the tail has %d bytes and ends with %q", len(got), got[max(0, len(got)-20):])
 	}
 }
+
+func isFile(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular()
+}

@@ -44,30 +44,15 @@ func BuildSynapse(ctx context.Context, progress io.Writer) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	dir := filepath.Join(cacheDir(root), fmt.Sprintf("synapse-%s-python%s-%s-%s", plan.key, minor, runtime.GOOS, runtime.GOARCH))
-	path := filepath.Join(dir, "bin", "python")
-	if isFile(path) {
-		return path, nil
-	}
-	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-		return "", fmt.Errorf("the folder for installed programs cannot be made: %w", err)
-	}
-	progress = orDiscard(progress)
-	unlock, err := lockFile(ctx, dir+".lock", func() {
-		fmt.Fprintln(progress, "Waiting for another program that installs Synapse …")
+	name := fmt.Sprintf("synapse-%s-python%s-%s-%s", plan.key, minor, runtime.GOOS, runtime.GOARCH)
+	dir, err := CachedFolder(ctx, name, "Synapse", progress, func(dir string) error {
+		fmt.Fprintf(orDiscard(progress), "Installing Synapse %s. The first time this takes about a minute; afterwards it is at hand in the cache.\n", plan.version)
+		return plan.install(ctx, python, dir, orDiscard(progress))
 	})
 	if err != nil {
-		return "", err
-	}
-	defer unlock()
-	if isFile(path) {
-		return path, nil
-	}
-	fmt.Fprintf(progress, "Installing Synapse %s. The first time this takes about a minute; afterwards it is at hand in %s.\n", plan.version, dir)
-	if err := plan.install(ctx, python, dir, progress); err != nil {
 		return "", fmt.Errorf("%s %s could not be installed (it needs Python 3 with venv, and the Python package index): %w", Synapse, plan.version, err)
 	}
-	return path, nil
+	return filepath.Join(dir, "bin", "python"), nil
 }
 
 // findPython returns the Python on the PATH and its version, "3.11".
@@ -116,22 +101,16 @@ func (p synapsePlan) packages() []string {
 	return []string{"matrix-synapse==" + p.version, "psycopg2-binary"}
 }
 
-// install makes the environment beside its place and moves it there when Synapse can be imported, so that one that was
-// cut off is never taken for finished. A virtual environment may be moved; only its scripts, which nobody runs, may not.
+// install makes the environment in an empty folder, which may be moved afterwards: of a virtual environment only the
+// scripts, which nobody runs, may not. It fails unless Synapse can be imported.
 func (p synapsePlan) install(ctx context.Context, python, dir string, progress io.Writer) error {
-	unfinished, err := os.MkdirTemp(filepath.Dir(dir), ".installing-")
-	if err != nil {
-		return fmt.Errorf("no folder to install in: %w", err)
-	}
-	defer os.RemoveAll(unfinished) //nolint:errcheck // a left-over folder harms nobody
-	venv := filepath.Join(unfinished, "venv")
-	own := filepath.Join(venv, "bin", "python")
+	own := filepath.Join(dir, "bin", "python")
 	pip := append([]string{"-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--prefer-binary"}, p.packages()...)
 	output := &pipOutput{}
 	stop := sayAlive(progress, func() string { return fmt.Sprintf("%d packages", output.packages.Load()) })
 	defer stop()
 	for _, step := range [][]string{
-		{python, "-m", "venv", venv},
+		{python, "-m", "venv", dir},
 		append([]string{own}, pip...),
 		{own, "-m", "pip", "--disable-pip-version-check", "check"},
 		{own, "-c", "import synapse.app.homeserver, psycopg2"},
@@ -142,9 +121,6 @@ func (p synapsePlan) install(ctx context.Context, python, dir string, progress i
 		if err := cmd.Run(); err != nil {
 			return fmt.Errorf("%s: %w\n%s", strings.Join(step[1:], " "), err, lastBytes(output.rest.Bytes()))
 		}
-	}
-	if err := os.Rename(venv, dir); err != nil {
-		return fmt.Errorf("the environment cannot be moved to its place: %w", err)
 	}
 	return nil
 }

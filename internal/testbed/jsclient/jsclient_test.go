@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"freshen/internal/testbed/testbedtest"
 )
 
 // The lock file must hold each package to its content and say nothing of where it comes from: that is the installing
@@ -40,26 +42,15 @@ func TestLockFileNamesContentAndNoHost(t *testing.T) {
 	}
 }
 
-func need(t *testing.T, err error) {
-	t.Helper()
-	switch {
-	case err == nil:
-	case os.Getenv("CI") != "":
-		t.Fatalf("A JavaScript client is required here: %v", err)
-	default:
-		t.Skipf("Skipped, since there is no JavaScript client to test with: %v", err)
-	}
-}
-
 // hosts starts each kind of host.
 func hosts(t *testing.T, f func(t *testing.T, ctx context.Context, h *Host)) {
 	_, err := Install(t.Context(), os.Stderr)
-	need(t, err)
+	testbedtest.Require(t, "a JavaScript client", err)
 	for name, start := range map[string]func(t *testing.T, ctx context.Context) (*Host, error){
 		"Node.js": func(t *testing.T, ctx context.Context) (*Host, error) { return Node(ctx, t.TempDir(), nil) },
 		"browser": func(t *testing.T, ctx context.Context) (*Host, error) {
 			_, err := FindBrowser()
-			need(t, err)
+			testbedtest.Require(t, "a JavaScript client", err)
 			return Browser(ctx, t.TempDir(), nil, nil)
 		},
 	} {

@@ -116,14 +116,7 @@ func build(kind testbed.Kind) error {
 func need(t testing.TB, kinds ...testbed.Kind) {
 	t.Helper()
 	for _, kind := range kinds {
-		err := built[cmp.Or(kind, testbed.Dendrite)]()
-		switch {
-		case err == nil:
-		case os.Getenv("CI") != "":
-			t.Fatalf("Real homeservers are required here: %v", err)
-		default:
-			t.Skipf("Skipped, since there is no homeserver to test with: %v", err)
-		}
+		Require(t, "a real homeserver", built[cmp.Or(kind, testbed.Dendrite)]())
 	}
 }
 
