@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -38,10 +39,12 @@ const (
 // Announcer tells what each device is owed and wakes the polls that wait for it. Its methods are safe for concurrent
 // use, and those that the path of a response calls do not wait for the database or the homeserver.
 type Announcer struct {
-	store *store.Store
-	rooms *rooms.Rooms
-	log   *slog.Logger
-	now   func() time.Time
+	store  *store.Store
+	others others // nil where the database is for this instance alone
+	opened time.Time
+	rooms  *rooms.Rooms
+	log    *slog.Logger
+	now    func() time.Time
 
 	stream *stream
 	asks   chan question
@@ -49,11 +52,16 @@ type Announcer struct {
 	explores chan question
 	asking   sync.Map // userTarget → struct{}: questions that are under way
 	loads    chan *device
-	failing  bool // saving failed last; flush's own
+	// inquiries are the devices about which other instances are to be asked.
+	inquiries chan *device
+	failing   bool // saving failed last; flush's own
 	// underway counts the questions and loads that wait or run.
 	underway sync.WaitGroup
 
 	counters counters
+
+	// unseen is when the last answer began of which it was not known whose it is.
+	unseen atomic.Pointer[time.Time]
 
 	mu      sync.Mutex
 	devices map[freshen.Requester]*device
@@ -81,14 +89,43 @@ func Open(ctx context.Context, s *store.Store, r *rooms.Rooms, log *slog.Logger,
 	if err != nil {
 		return nil, err
 	}
-	return &Announcer{
-		store: s, rooms: r, log: log, now: now,
+	a := &Announcer{
+		store: s, rooms: r, log: log, now: now, opened: now(),
 		stream:   newStream(all, head),
 		asks:     make(chan question, questionsWaiting),
 		explores: make(chan question, questionsWaiting),
 		loads:    make(chan *device, questionsWaiting),
-		devices:  map[freshen.Requester]*device{},
-	}, nil
+
+		inquiries: make(chan *device, questionsWaiting),
+		devices:   map[freshen.Requester]*device{},
+	}
+	if s.Shared() {
+		a.others = s
+		s.OnAsked(a.Answer)
+	}
+	return a, nil
+}
+
+// Unseen records that an answer to a sync begins without anything having been told by it, since it was not known whose it
+// is, or the database was away: what it lacked, its client may still have to hear.
+func (a *Announcer) Unseen() {
+	now := a.now()
+	a.unseen.Store(&now)
+}
+
+func (a *Announcer) unnoticed() time.Time {
+	if at := a.unseen.Load(); at != nil {
+		return *at
+	}
+	return time.Time{}
+}
+
+// forgotten is up to when nothing is known of the answers to a device that is not in memory.
+func (a *Announcer) forgotten() time.Time {
+	if before := a.now().Add(-idleAfter); before.After(a.opened) {
+		return before
+	}
+	return time.Time{} // others that ran here before are another's concern: see store.Replies
 }
 
 // Announced adds what has just been committed, by this instance or another, and wakes the polls that it concerns. It comes
@@ -167,7 +204,7 @@ func (a *Announcer) device(who freshen.Requester) *device {
 func (a *Announcer) deviceLocked(who freshen.Requester) *device {
 	d := a.devices[who]
 	if d == nil {
-		d = newDevice(who)
+		d = a.newDevice(who)
 		d.usedAt = a.now()
 		a.devices[who] = d
 		a.load(d)
@@ -212,8 +249,11 @@ func (a *Announcer) consider(d *device, answered question) {
 		}
 		return
 	}
-	entries, unknown := d.owed(a.stream, a.rooms.KnownSince)
+	entries, unknown, held := d.owed(a.stream, a.rooms.KnownSince)
 	wake := d.toWake(entries)
+	if len(held) > 0 {
+		a.askOthers(d)
+	}
 	if wake != nil {
 		wake.wokenAt = a.now()
 	}

@@ -13,6 +13,9 @@ func (a *Announcer) Work(ctx context.Context) {
 	for range askers {
 		wg.Go(func() { a.answer(ctx) })
 	}
+	for range askers {
+		wg.Go(func() { a.inquire(ctx) })
+	}
 	wg.Go(func() { a.loadLoop(ctx) })
 	wg.Wait()
 }

@@ -19,6 +19,9 @@ func (a *Announcer) Run(ctx context.Context) {
 	for range askers {
 		wg.Go(func() { a.answer(ctx) })
 	}
+	for range askers {
+		wg.Go(func() { a.inquire(ctx) })
+	}
 	wg.Go(func() { a.loadLoop(ctx) })
 	wg.Go(func() { a.flushLoop(ctx) })
 	wg.Wait()

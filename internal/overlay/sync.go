@@ -282,8 +282,11 @@ func (x *syncExchange) edit(resp *http.Response) error {
 	poll, who, deaf, learn := x.poll, x.who, x.deaf, x.learn
 	x.mu.Unlock()
 	var entries []announce.Entry
-	if poll != nil {
+	switch {
+	case poll != nil:
 		entries = poll.Owed()
+	case !deaf: // it is not known yet whose it is
+		k.Announcer.Unseen()
 	}
 	watch := (!deaf || learn) && k.mayBeAnnounced(who)
 	if len(entries) == 0 && !watch && !learn {
