@@ -99,7 +99,7 @@ func newThree(t *testing.T) *three {
 		upstreams = append(upstreams, i.listen)
 		places = append(places, place{i.name, i.URL()})
 	}
-	nginx := startNginx(t, upstreams...)
+	nginx := startNginx(t, 8*time.Second, upstreams...)
 	places = append(places, place{"", "http://" + nginx})
 	w.world = newWorld(t, places...)
 	for n, i := range w.instances {

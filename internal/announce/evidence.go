@@ -95,8 +95,8 @@ type arrival struct {
 }
 
 // proven is what a token proves to have arrived, by what is known here and what others say: what every response that ended
-// in it carried, and that no answer lacked which may have ended in it as well. Answers that owe nothing are not parsed, so
-// that may be any which the device got once it had made the request that a response is for.
+// in it carried, and no answer lacked which may have ended in it as well. Answers that owe nothing are not parsed, so that
+// may be any which the device got once it had made the request that the response is for.
 func (d *device) proven(a arrival, others []hearsay) map[id.UserID]int64 {
 	var all map[id.UserID]int64
 	sure := map[id.UserID]bool{}

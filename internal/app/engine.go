@@ -54,7 +54,7 @@ func (a *App) openEngine(ctx context.Context) error {
 	if a.away != nil {
 		// What the homeserver announced meanwhile, nobody has watched, nor what its answers lacked.
 		e.lists.Announced(e.lists.Users())
-		e.announcer.Unseen()
+		e.announcer.Unseen()(nil)
 	}
 	a.engine.Store(e)
 	a.enforce(e)

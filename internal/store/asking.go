@@ -123,7 +123,7 @@ func (s *Store) others(ctx context.Context, into *Replies) (running int, err err
 			running++
 		}
 		return struct{}{}, err
-	}, `SELECT EXTRACT(EPOCH FROM clock_timestamp() - beat_at)::float8, COALESCE(GREATEST(0, EXTRACT(EPOCH FROM clock_timestamp() - left_at)), -1)::float8
+	}, `SELECT EXTRACT(EPOCH FROM clock_timestamp() - beat_at)::float8, CASE WHEN left_at IS NULL THEN -1 ELSE GREATEST(0, EXTRACT(EPOCH FROM clock_timestamp() - left_at)) END::float8
 		FROM instances WHERE instance <> $1 AND beat_at > clock_timestamp() - $2 * interval '1 second'`, s.sharing.instance, goneAfter.Seconds())
 	return running, err
 }
