@@ -38,12 +38,13 @@ const (
 // Announcer tells what each device is owed and wakes the polls that wait for it. Its methods are safe for concurrent
 // use, and those that the path of a response calls do not wait for the database or the homeserver.
 type Announcer struct {
-	store  *store.Store
-	others others // nil where the database is for this instance alone
-	opened time.Time
-	rooms  *rooms.Rooms
-	log    *slog.Logger
-	now    func() time.Time
+	store     *store.Store
+	positions positions
+	others    others // nil where the database is for this instance alone
+	opened    time.Time
+	rooms     *rooms.Rooms
+	log       *slog.Logger
+	now       func() time.Time
 
 	stream *stream
 	asks   chan question
@@ -88,7 +89,7 @@ func Open(ctx context.Context, s *store.Store, r *rooms.Rooms, log *slog.Logger,
 		return nil, err
 	}
 	a := &Announcer{
-		store: s, rooms: r, log: log, now: now, opened: now(),
+		store: s, positions: s, rooms: r, log: log, now: now, opened: now(),
 		stream:   newStream(all, head),
 		asks:     make(chan question, questionsWaiting),
 		explores: make(chan question, questionsWaiting),

@@ -59,3 +59,11 @@ func (a *Announcer) Polls() (n int) {
 	}
 	return n
 }
+
+// Share has the announcer take others for the instances that share its database, where it reads positions through them.
+func (a *Announcer) Share(with interface {
+	others
+	positions
+}) {
+	a.others, a.positions = with, with
+}

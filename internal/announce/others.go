@@ -22,11 +22,16 @@ const (
 	askedAbout = 24
 )
 
-// others are the instances that share the database, and what stands there. *store.Store is, but to tests.
-type others interface {
-	Ask(ctx context.Context, questions []string) (store.Replies, error)
-	DevicePositions(ctx context.Context, devices []freshen.Requester) ([]store.DevicePosition, error)
-}
+// others are the instances that share the database, and positions what stands there of devices. *store.Store is both, but
+// to tests.
+type (
+	others interface {
+		Ask(ctx context.Context, questions []string) (store.Replies, error)
+	}
+	positions interface {
+		DevicePositions(ctx context.Context, devices []freshen.Requester) ([]store.DevicePosition, error)
+	}
+)
 
 // about is what an instance asks others of a device, as JSON: what it has announcements of that it would carry.
 type about struct {
@@ -94,7 +99,10 @@ func (a *Announcer) askOthers(d *device) {
 	default:
 		go func() { // so many are being asked about that it is sooner told again
 			defer a.underway.Done()
-			a.learn(d, a.now(), a.stream.position(), nil, nil, a.now())
+			d.mu.Lock()
+			until := d.moment()
+			d.mu.Unlock()
+			a.learn(d, until, a.stream.position(), nil, nil, until)
 		}()
 	}
 }
@@ -126,11 +134,13 @@ func (a *Announcer) inquireAbout(ctx context.Context, devices []*device) {
 	head := a.stream.position()
 	all := make([]about, len(devices))
 	who := make([]freshen.Requester, len(devices))
+	until := make([]time.Time, len(devices))
 	for i, d := range devices {
 		who[i] = d.who
 		all[i] = about{User: d.who.UserID, Device: d.who.DeviceID}
 		d.mu.Lock()
 		entries, _, held := d.owed(a.stream, a.rooms.KnownSince)
+		until[i] = d.moment()
 		d.mu.Unlock()
 		all[i].Owed = append(held, entries...)
 		all[i].Owed = all[i].Owed[:min(len(all[i].Owed), askedAbout)]
@@ -139,13 +149,13 @@ func (a *Announcer) inquireAbout(ctx context.Context, devices []*device) {
 	asking, cancel := context.WithTimeout(ctx, heldAtMost)
 	defer cancel()
 	heard, blind := a.hear(asking, all, began)
-	positions, err := a.others.DevicePositions(asking, who)
+	positions, err := a.positions.DevicePositions(asking, who)
 	for i, d := range devices {
 		var position *store.DevicePosition
 		if err == nil {
 			position = &positions[i]
 		}
-		a.learn(d, began, head, position, heard[i], blind)
+		a.learn(d, until[i], head, position, heard[i], blind)
 	}
 }
 
@@ -230,9 +240,9 @@ func (r *reply) heard(owed []Entry, began, now time.Time) hearsay {
 	return h
 }
 
-// learn takes over what others said about a device when they were asked at began, about announcements up to head. blind
-// is as in hear; position is nil if the database did not answer.
-func (a *Announcer) learn(d *device, began time.Time, head int64, position *store.DevicePosition, heard []hearsay, blind time.Time) {
+// learn takes over what others said about a device: about the tokens that it came with up to until, and announcements up to
+// head. blind is as in hear; position is nil if the database did not answer.
+func (a *Announcer) learn(d *device, until time.Time, head int64, position *store.DevicePosition, heard []hearsay, blind time.Time) {
 	d.mu.Lock()
 	d.asking = false
 	if position != nil && d.loaded {
@@ -240,7 +250,7 @@ func (a *Announcer) learn(d *device, began time.Time, head int64, position *stor
 	}
 	heard = append(heard, hearsay{answers: answers{horizon: later(blind, a.unnoticed())}})
 	for i := range d.arrivals {
-		if one := &d.arrivals[i]; !one.at.After(began) {
+		if one := &d.arrivals[i]; !one.at.After(until) {
 			if one.upto < head {
 				d.take(*one, heard)
 			}

@@ -18,8 +18,10 @@ import (
 const (
 	// silentAfter is how long an instance may give no sign of life before its answer is not waited for.
 	silentAfter = 4 * hearEvery
-	// goneAfter is after how long it is taken for dead, and not for one that is cut off from the database.
+	// goneAfter is after how long it is taken for dead, and not for one that is cut off from the database and has clients.
 	goneAfter = 15 * time.Minute
+	// rememberFor is how long it is known when an instance went: longer than a token may have been under way that it gave.
+	rememberFor = 48 * time.Hour
 	// LongestMessage is what a question, or an answer, may have in bytes: Postgres takes less than 8000 in a notification.
 	LongestMessage = 7800
 
@@ -112,19 +114,23 @@ func (s *Store) others(ctx context.Context, into *Replies) (running int, err err
 	_, err = queryAll(ctx, s.read, func(rows *sql.Rows) (struct{}, error) {
 		var beat, left float64
 		err := rows.Scan(&beat, &left)
-		switch age := time.Duration(left * float64(time.Second)); {
-		case left >= 0:
-			if into.Left < 0 || age < into.Left {
-				into.Left = age
+		quiet, gone := time.Duration(beat*float64(time.Second)), time.Duration(left*float64(time.Second))
+		if gone < 0 && quiet > goneAfter {
+			gone = quiet - goneAfter
+		}
+		switch {
+		case gone >= 0:
+			if into.Left < 0 || gone < into.Left {
+				into.Left = gone
 			}
-		case time.Duration(beat*float64(time.Second)) > silentAfter:
+		case quiet > silentAfter:
 			into.Silent = true
 		default:
 			running++
 		}
 		return struct{}{}, err
 	}, `SELECT EXTRACT(EPOCH FROM clock_timestamp() - beat_at)::float8, CASE WHEN left_at IS NULL THEN -1 ELSE GREATEST(0, EXTRACT(EPOCH FROM clock_timestamp() - left_at)) END::float8
-		FROM instances WHERE instance <> $1 AND beat_at > clock_timestamp() - $2 * interval '1 second'`, s.sharing.instance, goneAfter.Seconds())
+		FROM instances WHERE instance <> $1 AND beat_at > clock_timestamp() - $2 * interval '1 second'`, s.sharing.instance, rememberFor.Seconds())
 	return running, err
 }
 

@@ -224,7 +224,7 @@ func (s *Store) pruneShared(ctx context.Context, before time.Time) error {
 			(SELECT destination FROM rates WHERE whole_at < $1`+t.dialect.skip+`)`, before.UnixNano()); err != nil {
 			return err
 		}
-		_, err := t.exec(ctx, `DELETE FROM instances WHERE beat_at < clock_timestamp() - $1 * interval '1 second'`, 2*goneAfter.Seconds())
+		_, err := t.exec(ctx, `DELETE FROM instances WHERE beat_at < clock_timestamp() - $1 * interval '1 second'`, rememberFor.Seconds())
 		return err
 	})
 }
