@@ -131,15 +131,18 @@ func (a *Announcer) inquire(ctx context.Context) {
 }
 
 func (a *Announcer) inquireAbout(ctx context.Context, devices []*device) {
-	head := a.stream.position()
 	all := make([]about, len(devices))
 	who := make([]freshen.Requester, len(devices))
-	until := make([]time.Time, len(devices))
+	until, heads := make([]time.Time, len(devices)), make([]int64, len(devices))
 	for i, d := range devices {
 		who[i] = d.who
 		all[i] = about{User: d.who.UserID, Device: d.who.DeviceID}
 		d.mu.Lock()
-		entries, _, held := d.owed(a.stream, a.rooms.KnownSince)
+		heads[i] = a.stream.position()
+		entries, unknown, held := d.owed(a.stream, a.rooms.KnownSince)
+		for _, one := range unknown { // nor is it known what others know of it
+			heads[i] = min(heads[i], one.Position-1)
+		}
 		until[i] = d.moment()
 		d.mu.Unlock()
 		all[i].Owed = append(held, entries...)
@@ -155,7 +158,7 @@ func (a *Announcer) inquireAbout(ctx context.Context, devices []*device) {
 		if err == nil {
 			position = &positions[i]
 		}
-		a.learn(d, until[i], head, position, heard[i], blind)
+		a.learn(d, until[i], heads[i], position, heard[i], blind)
 	}
 }
 
