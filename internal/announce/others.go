@@ -17,7 +17,7 @@ const (
 	// comes; and how long their answers are waited for.
 	heldAtMost = time.Second
 	// askedAtOnce is about how many devices others are asked at a time, and perQuestion about how many in one message.
-	askedAtOnce, perQuestion = 128, 8
+	askedAtOnce, perQuestion = 128, 4
 	// askedAbout bounds the announcements to one device about which others are asked. The rest is told again.
 	askedAbout = 24
 )
@@ -188,16 +188,18 @@ func (a *Announcer) hear(ctx context.Context, all []about, began time.Time) (hea
 	if err != nil || replies.Silent {
 		blind = now
 	}
-	for q, answers := range replies.Answers {
+	for q, texts := range replies.Answers {
 		end := len(all)
 		if q+1 < len(first) {
 			end = first[q+1]
 		}
 		asked := all[first[q]:end]
-		for _, text := range answers {
+		for _, text := range texts {
 			var replies []reply
 			if json.Unmarshal([]byte(text), &replies) != nil || len(replies) != len(asked) {
-				blind = now // too long for it, or a newer version's
+				for k := range asked { // too long for it, or a newer version's
+					heard[first[q]+k] = append(heard[first[q]+k], hearsay{answers: answers{horizon: now}})
+				}
 				continue
 			}
 			for k, r := range replies {
