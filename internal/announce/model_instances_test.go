@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -286,8 +287,8 @@ func (m *pairOf) respond(c *roamer, p *roamerPoll) (carried map[id.UserID]int64,
 		}
 		if carried[target] > 0 && next == p.since {
 			s := c.stands[target]
-			if s.position != carried[target] || s.token != fmt.Sprint(next) {
-				s = standing{position: carried[target], token: fmt.Sprint(next)}
+			if s.position != carried[target] || s.token != strconv.Itoa(next) {
+				s = standing{position: carried[target], token: strconv.Itoa(next)}
 			}
 			if s.times++; s.times > 3 && m.healthy() && m.buried.IsZero() {
 				m.t.Fatalf("%v is told of %s a fourth time under the token t%d", c.who, target, next)

@@ -145,7 +145,8 @@ func (a *Announcer) inquireAbout(ctx context.Context, devices []*device) {
 		}
 		until[i] = d.moment()
 		d.mu.Unlock()
-		all[i].Owed = append(held, entries...)
+		all[i].Owed = append(all[i].Owed, held...)
+		all[i].Owed = append(all[i].Owed, entries...)
 		all[i].Owed = all[i].Owed[:min(len(all[i].Owed), askedAbout)]
 	}
 	began := a.now()
