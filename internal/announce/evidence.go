@@ -87,12 +87,16 @@ type hearsay struct {
 }
 
 // arrival is a token that came with a request. Where others share the database, it is not known before they were asked
-// what it proves to have arrived; of what stands above upto, they were not.
+// what it proves to have arrived; of what stands above upto, and of what is in but, they were not.
 type arrival struct {
 	token token
 	at    time.Time
 	upto  int64
+	but   []int64
 }
+
+// open says that others were not asked about position.
+func (a *arrival) open(position int64) bool { return a.upto < position || slices.Contains(a.but, position) }
 
 // proven is what a token proves to have arrived, by what is known here and what others say: what every response that ended
 // in it carried, and no answer lacked which may have ended in it as well. Answers that owe nothing are not parsed, so that

@@ -72,7 +72,7 @@ type replyAnswer struct {
 // held says whether an announcement may have reached the device through another instance, or been acknowledged there,
 // without our knowing yet. One that was made after the request came cannot have been what the response before carried.
 func (d *device) held(a store.Announcement) bool {
-	if !slices.ContainsFunc(d.arrivals, func(b arrival) bool { return b.upto < a.Position && !b.at.Before(a.At) }) {
+	if !slices.ContainsFunc(d.arrivals, func(b arrival) bool { return b.open(a.Position) && !b.at.Before(a.At) }) {
 		return false
 	}
 	switch now := d.clock(); {
@@ -80,7 +80,9 @@ func (d *device) held(a store.Announcement) bool {
 		d.heldSince = now
 	case now.Sub(d.heldSince) >= heldAtMost: // rather twice than late
 		for i := range d.arrivals {
-			d.arrivals[i].upto = max(d.arrivals[i].upto, a.Position)
+			one := &d.arrivals[i]
+			one.upto = max(one.upto, a.Position)
+			one.but = slices.DeleteFunc(one.but, func(position int64) bool { return position == a.Position })
 		}
 		return false
 	}
@@ -100,9 +102,9 @@ func (a *Announcer) askOthers(d *device) {
 		go func() { // so many are being asked about that it is sooner told again
 			defer a.underway.Done()
 			d.mu.Lock()
-			until := d.moment()
+			now := d.moment()
 			d.mu.Unlock()
-			a.learn(d, until, a.stream.position(), nil, nil, until)
+			a.learn(d, arrival{at: now, upto: a.stream.position()}, nil, nil, now)
 		}()
 	}
 }
@@ -133,17 +135,17 @@ func (a *Announcer) inquire(ctx context.Context) {
 func (a *Announcer) inquireAbout(ctx context.Context, devices []*device) {
 	all := make([]about, len(devices))
 	who := make([]freshen.Requester, len(devices))
-	until, heads := make([]time.Time, len(devices)), make([]int64, len(devices))
+	asked := make([]arrival, len(devices))
 	for i, d := range devices {
 		who[i] = d.who
 		all[i] = about{User: d.who.UserID, Device: d.who.DeviceID}
 		d.mu.Lock()
-		heads[i] = a.stream.position()
+		asked[i].upto = a.stream.position()
 		entries, unknown, held := d.owed(a.stream, a.rooms.KnownSince)
-		for _, one := range unknown { // nor is it known what others know of it
-			heads[i] = min(heads[i], one.Position-1)
+		for _, one := range unknown {
+			asked[i].but = append(asked[i].but, one.Position)
 		}
-		until[i] = d.moment()
+		asked[i].at = d.moment()
 		d.mu.Unlock()
 		all[i].Owed = append(all[i].Owed, held...)
 		all[i].Owed = append(all[i].Owed, entries...)
@@ -159,7 +161,7 @@ func (a *Announcer) inquireAbout(ctx context.Context, devices []*device) {
 		if err == nil {
 			position = &positions[i]
 		}
-		a.learn(d, until[i], heads[i], position, heard[i], blind)
+		a.learn(d, asked[i], position, heard[i], blind)
 	}
 }
 
@@ -246,9 +248,9 @@ func (r *reply) heard(owed []Entry, began, now time.Time) hearsay {
 	return h
 }
 
-// learn takes over what others said about a device: about the tokens that it came with up to until, and announcements up to
-// head. blind is as in hear; position is nil if the database did not answer.
-func (a *Announcer) learn(d *device, until time.Time, head int64, position *store.DevicePosition, heard []hearsay, blind time.Time) {
+// learn takes over what others said about a device when they were asked about the tokens that it had come with by asked.at,
+// and what asked says. blind is as in hear; position is nil if the database did not answer.
+func (a *Announcer) learn(d *device, asked arrival, position *store.DevicePosition, heard []hearsay, blind time.Time) {
 	d.mu.Lock()
 	d.asking = false
 	if position != nil && d.loaded {
@@ -256,11 +258,11 @@ func (a *Announcer) learn(d *device, until time.Time, head int64, position *stor
 	}
 	heard = append(heard, hearsay{answers: answers{horizon: later(blind, a.unnoticed())}})
 	for i := range d.arrivals {
-		if one := &d.arrivals[i]; !one.at.After(until) {
-			if one.upto < head {
-				d.take(*one, heard)
+		if one := &d.arrivals[i]; !one.at.After(asked.at) {
+			d.take(*one, heard)
+			if asked.upto >= one.upto {
+				one.upto, one.but = asked.upto, asked.but
 			}
-			one.upto = max(one.upto, head)
 		}
 	}
 	for _, h := range heard {
