@@ -96,7 +96,9 @@ type arrival struct {
 }
 
 // open says that others were not asked about position.
-func (a *arrival) open(position int64) bool { return a.upto < position || slices.Contains(a.but, position) }
+func (a *arrival) open(position int64) bool {
+	return a.upto < position || slices.Contains(a.but, position)
+}
 
 // proven is what a token proves to have arrived, by what is known here and what others say: what every response that ended
 // in it carried, and no answer lacked which may have ended in it as well. Answers that owe nothing are not parsed, so that
