@@ -36,14 +36,14 @@ func (w *crowd) changesSeen(h *history) []change {
 	w.mu.Unlock()
 	for i := range all {
 		c := &all[i]
-		before := 0
+		before := -1 // none was fetched
 		for _, f := range h.fetches[c.target] {
 			switch {
 			case !f.ok, f.arrived.After(c.to):
 			case f.arrived.Before(c.from):
 				before = f.list
 			default:
-				c.all = c.all || f.list != before || before == 0
+				c.all = c.all || f.list != before
 			}
 		}
 	}
