@@ -13,7 +13,7 @@ import (
 
 // twiceAtMost is how many of a thousand acknowledgements may be followed by the same once more, where instances ask each
 // other and the machine is too busy for an answer within a second.
-const twiceAtMost = 10
+const twiceAtMost = 50
 
 // late is how long after a client has given up a request freshen may still begin to answer it.
 const late = time.Second
