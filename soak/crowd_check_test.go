@@ -4,6 +4,7 @@ package soak
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -13,7 +14,7 @@ import (
 
 // twiceAtMost is how many of a thousand acknowledgements may be followed by the same once more, where instances ask each
 // other and the machine is too busy for an answer within a second.
-const twiceAtMost = 50
+const twiceAtMost = 10
 
 // late is how long after a client has given up a request freshen may still begin to answer it.
 const late = time.Second
@@ -25,8 +26,9 @@ const heardWithin = 3 * time.Second
 type change struct {
 	target   id.UserID
 	by       id.UserID // who asked
-	all      bool      // it was another list than before: for all who share a room with the target
+	all      bool      // it was another list than before: for all who share a room with the target, and for asked
 	from, to time.Time
+	asked    map[id.UserID]bool // for the target, until then
 }
 
 // changesSeen completes the changes by what the remote servers served in that time: they number their lists.
@@ -48,6 +50,16 @@ func (w *crowd) changesSeen(h *history) []change {
 		}
 	}
 	slices.SortFunc(all, func(a, b change) int { return a.from.Compare(b.from) })
+	asked := map[id.UserID]map[id.UserID]bool{}
+	for i := range all {
+		c := &all[i]
+		c.asked = maps.Clone(asked[c.target])
+		if c.asked == nil {
+			c.asked = map[id.UserID]bool{}
+		}
+		c.asked[c.by] = true
+		asked[c.target] = c.asked
+	}
 	return all
 }
 
@@ -88,7 +100,7 @@ func (w *crowd) check(h *history) (complaints []string, numbers told) {
 }
 
 func (w *crowd) concerns(user id.UserID, c change) bool {
-	return c.by == user || c.all && w.members[user][c.target]
+	return c.by == user || c.all && (c.asked[user] || w.members[user][c.target])
 }
 
 func (c *crowdClient) overheard(mine map[id.UserID][]change) (complaints []string) {
