@@ -101,16 +101,28 @@ type site struct {
 func newSite(t *testing.T, listen string) *site {
 	t.Helper()
 	s := &site{arrivals: make(chan arrival, 100), release: make(chan struct{}), freshen: listen, dir: t.TempDir()}
-	s.homeserver = httptest.NewServer(http.HandlerFunc(s.serve))
-	t.Cleanup(s.homeserver.Close)
+	s.homeserver = newHomeserver(t, s)
+	s.configure(t, listen)
+	t.Cleanup(func() { s.stop(t) })
+	s.start(t)
+	return s
+}
+
+func newHomeserver(t *testing.T, s *site) *httptest.Server {
+	t.Helper()
+	homeserver := httptest.NewServer(http.HandlerFunc(s.serve))
+	t.Cleanup(homeserver.Close)
+	return homeserver
+}
+
+// configure writes what freshen goes by.
+func (s *site) configure(t *testing.T, listen string) {
+	t.Helper()
 	write(t, filepath.Join(s.dir, "signing.key"), key)
 	write(t, filepath.Join(s.dir, "freshen.yaml"), fmt.Sprintf(`listen: %q
 admin: {listen: "127.0.0.1:0"}
 homeserver: {name: example.org, url: %q, signing_key: signing.key, kind: generic}
 `, listen, s.homeserver.URL))
-	t.Cleanup(func() { s.stop(t) })
-	s.start(t)
-	return s
 }
 
 func (s *site) start(t *testing.T) {

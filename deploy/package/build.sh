@@ -68,6 +68,7 @@ install -D -m 644 "$work/completion/freshen.zsh" "$root/usr/share/zsh/vendor-com
 install -D -m 644 "$work/completion/freshen.fish" "$root/usr/share/fish/vendor_completions.d/freshen.fish"
 install -D -m 644 "$work/copyright" "$doc/copyright"
 install -D -m 644 README.md "$doc/README.md"
+install -D -m 644 deploy/package/freshen.example.yaml "$doc/examples/freshen.yaml"
 for page in docs/*.md; do install -D -m 644 "$page" "$doc/docs/$(basename "$page")"; done
 for folder in nginx caddy grafana prometheus; do
     for file in deploy/"$folder"/*; do install -D -m 644 "$file" "$root/usr/share/freshen/$folder/$(basename "$file")"; done
@@ -76,7 +77,7 @@ done
 # The archive: the same for every other system, in one folder.
 mkdir -p "$archive"
 cp -R "$root/usr/share/freshen" "$archive/deploy"
-cp -R "$doc/docs" "$work/man" "$work/completion" "$archive/"
+cp -R "$doc/docs" "$doc/examples" "$work/man" "$work/completion" "$archive/"
 cp -R deploy/systemd "$archive/deploy/systemd"
 install -m 755 "$work/freshen" "$archive/freshen"
 install -m 644 README.md "$work/copyright" "$archive/"
