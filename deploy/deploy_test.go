@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 // short is a folder whose name is short enough for sockets in it.
 func short(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "d")
+	dir, err := os.MkdirTemp("", "d") //nolint:usetesting // its names are too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -69,7 +69,7 @@ func TestPackagesAreReproducible(t *testing.T) {
 		t.Fatal(err)
 	}
 	copied := filepath.Join(t.TempDir(), "elsewhere")
-	for _, name := range strings.Fields(run(t, exec.CommandContext(t.Context(), "git", "-C", root, "ls-files", "-co", "--exclude-standard", "--deduplicate"))) {
+	for name := range strings.FieldsSeq(run(t, exec.CommandContext(t.Context(), "git", "-C", root, "ls-files", "-co", "--exclude-standard", "--deduplicate"))) {
 		source := filepath.Join(root, name)
 		info, err := os.Stat(source)
 		if err != nil || info.IsDir() {
@@ -110,7 +110,7 @@ func newMachine(t *testing.T) machine {
 	testbedtest.Program(t, "dpkg", "dpkg")
 	m := machine{root: t.TempDir()}
 	for _, folder := range []string{"var/lib/dpkg/info", "var/lib/dpkg/updates", "var/log", "etc", "usr/share", "usr/bin", "usr/lib", "var/lib", "tmp"} {
-		if err := os.MkdirAll(filepath.Join(m.root, folder), 0o755); err != nil { //nolint:gosec // others must get in
+		if err := os.MkdirAll(filepath.Join(m.root, folder), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -186,7 +186,7 @@ func TestPackageIsInstalledAndPurged(t *testing.T) {
 	}
 
 	// What the installation told to do, and what that tells.
-	if err := os.MkdirAll(m.path("/etc/matrix-synapse"), 0o755); err != nil { //nolint:gosec // as on a machine
+	if err := os.MkdirAll(m.path("/etc/matrix-synapse"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	write(t, m.path("/etc/matrix-synapse/signing.key"), key)
@@ -246,7 +246,7 @@ func (m machine) serve(t *testing.T) {
 	t.Helper()
 	unit := read(t, m.path("/usr/lib/systemd/system/freshen.service"))
 	credentials := m.path("/credentials")
-	if err := os.Mkdir(credentials, 0o755); err != nil { //nolint:gosec // as systemd does, but for its user
+	if err := os.Mkdir(credentials, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	name, source, _ := strings.Cut(setting(t, unit, "LoadCredential"), ":")

@@ -56,7 +56,7 @@ func address(t *testing.T, unix bool) string {
 	t.Helper()
 	if unix {
 		dir := short(t)
-		if err := os.Chmod(dir, 0o755); err != nil { //nolint:gosec // the proxy may be somebody else
+		if err := os.Chmod(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
 		return "unix:" + filepath.Join(dir, "freshen.sock") + "?mode=0666"
@@ -134,7 +134,9 @@ func TestReverseProxies(t *testing.T) {
 			s.routes(t, url, c.all)
 			s.paths(t, url)
 			s.streams(t, url)
-			s.uploads(t, url)
+			if c.all { // else it goes past freshen, and our snippets
+				s.uploads(t, url)
+			}
 			s.goesPast(t, url)
 		})
 	}
@@ -229,13 +231,11 @@ func (s *site) uploads(t *testing.T, url string) {
 	const size = 40 << 20
 	response := do(t, http.MethodPost, url, "/_matrix/client/v1/media/upload", io.LimitReader(zeros{}, size))
 	_ = response.Body.Close()
-	if response.StatusCode == http.StatusRequestEntityTooLarge && !strings.Contains(t.Name(), "minimal") {
-		t.Error("a large upload is refused")
+	if response.StatusCode != http.StatusOK {
+		t.Fatalf("a large upload is answered with %d", response.StatusCode)
 	}
-	if response.StatusCode == http.StatusOK {
-		if got := <-s.arrivals; got.length != size {
-			t.Errorf("%d bytes were sent, and %d arrived", size, got.length)
-		}
+	if got := <-s.arrivals; got.length != size {
+		t.Errorf("%d bytes were sent, and %d arrived", size, got.length)
 	}
 }
 

@@ -67,7 +67,7 @@ func TestSocketActivation(t *testing.T) {
 			}
 		})
 		client := s.direct()
-		defer client.CloseIdleConnections()
+		t.Cleanup(client.CloseIdleConnections)
 		// The first request starts freshen.
 		if err := process.AwaitReady(t.Context(), client, "http://localhost/_matrix/client/versions", func(status int, body []byte) bool {
 			return status == http.StatusOK && strings.Contains(string(body), "org.matrix.msc2638")
@@ -92,7 +92,7 @@ func TestContainer(t *testing.T) {
 	}
 	static(t, binary)
 	m := machine{root: t.TempDir()}
-	if err := os.Chmod(m.root, 0o755); err != nil { //nolint:gosec // nobody must get in
+	if err := os.Chmod(m.root, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	stages := strings.Split(read(t, "Containerfile"), "\nFROM ")
@@ -116,7 +116,7 @@ func TestContainer(t *testing.T) {
 			t.Errorf("COPY %s: the stage before does not make it", rest)
 		}
 		if from == "" {
-			if err := os.MkdirAll(target, 0o755); err != nil { //nolint:gosec // as in the image
+			if err := os.MkdirAll(target, 0o755); err != nil {
 				t.Fatal(err)
 			}
 			if err := os.Chown(target, 65532, 65532); err != nil || !strings.Contains(rest, "--chown=65532:65532") {
@@ -124,10 +124,10 @@ func TestContainer(t *testing.T) {
 			}
 			continue
 		}
-		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil { //nolint:gosec // as in the image
+		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(target, []byte(read(t, from)), 0o755); err != nil { //nolint:gosec // as in the image
+		if err := os.WriteFile(target, []byte(read(t, from)), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -135,7 +135,7 @@ func TestContainer(t *testing.T) {
 		t.Errorf("the last stage is %s", last)
 	}
 	for _, source := range regexp.MustCompile(`(?m)^COPY ([^-].*) \S+$`).FindAllStringSubmatch(stages[1], -1) {
-		for _, name := range strings.Fields(source[1]) {
+		for name := range strings.FieldsSeq(source[1]) {
 			if _, err := os.Stat(filepath.Join("..", name)); err != nil {
 				t.Errorf("COPY %s: %v", name, err)
 			}
@@ -147,7 +147,7 @@ func TestContainer(t *testing.T) {
 	}
 	s := &site{freshen: port, dir: m.path("/etc/freshen"), arrivals: make(chan arrival, 1), release: make(chan struct{})}
 	s.homeserver = newHomeserver(t, s)
-	if err := os.Mkdir(s.dir, 0o755); err != nil { //nolint:gosec // as in the image
+	if err := os.Mkdir(s.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	s.configure(t, port)

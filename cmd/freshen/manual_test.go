@@ -117,7 +117,7 @@ func TestManual(t *testing.T) {
 			t.Fatal(stderr)
 		}
 		write(t, dir, page, stdout)
-		for _, complaint := range strings.Split(outputOf(t, mandoc, "-Tlint", "-Wwarning", filepath.Join(dir, page)), "\n") {
+		for complaint := range strings.SplitSeq(outputOf(t, mandoc, "-Tlint", "-Wwarning", filepath.Join(dir, page)), "\n") {
 			if complaint != "" {
 				t.Error(complaint)
 			}

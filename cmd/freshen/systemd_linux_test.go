@@ -15,7 +15,7 @@ import (
 // a stop from a hang.
 func TestSystemdIsTold(t *testing.T) {
 	t.Parallel()
-	folder, err := os.MkdirTemp("", "n") // short enough for a socket
+	folder, err := os.MkdirTemp("", "n") //nolint:usetesting // its names are too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,7 +83,7 @@ func TestSystemdIsTold(t *testing.T) {
 // An administrator reads and mends what is owed through a unix socket as through a port.
 func TestOwedOverAUnixSocket(t *testing.T) {
 	t.Parallel()
-	folder, err := os.MkdirTemp("", "o")
+	folder, err := os.MkdirTemp("", "o") //nolint:usetesting // the same
 	if err != nil {
 		t.Fatal(err)
 	}

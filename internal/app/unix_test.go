@@ -13,7 +13,7 @@ import (
 // onSocket has freshen listen on unix sockets.
 func onSocket(t *testing.T) (edit func(*config.Config), path string) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "f") // t.TempDir's names are too long for a socket
+	dir, err := os.MkdirTemp("", "f") //nolint:usetesting // its names are too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}

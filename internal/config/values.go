@@ -220,7 +220,7 @@ func (s *section) httpURL(key string, into **url.URL) {
 
 const (
 	// credentialPrefix stands before what is no path, but the name of a credential that systemd hands to the service.
-	credentialPrefix = "credential:"
+	credentialPrefix = "credential:" //nolint:gosec // a prefix, and no credential
 	// envCredentials is the variable in which systemd says where the credentials are.
 	envCredentials = "CREDENTIALS_DIRECTORY"
 	// serviceCredentials is where they are while freshen.service runs. A command that root gives by hand has no variable.

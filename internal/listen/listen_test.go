@@ -64,7 +64,7 @@ func child(wanted []string) int {
 // folder is one whose name is short enough for sockets in it.
 func folder(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "l")
+	dir, err := os.MkdirTemp("", "l") //nolint:usetesting // its names are too long for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +98,7 @@ func TestUnixSocket(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		go func() { _ = http.Serve(listener, http.NotFoundHandler()) }() //nolint:gosec // a test
+		go func() { _ = http.Serve(listener, http.NotFoundHandler()) }()
 		client := http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}}
 		response, err := client.Get(base + "/x")
 		if err != nil || response.StatusCode != http.StatusNotFound {

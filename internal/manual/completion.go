@@ -246,24 +246,24 @@ function __%[1]s_at
 			}
 		}
 		for _, f := range c.everyFlag(program) {
-			line := when
+			line := []string{when}
 			for _, name := range f.names {
 				if long, ok := strings.CutPrefix(name, "--"); ok {
-					line += " -l " + long
+					line = append(line, "-l", long)
 				} else {
-					line += " -s " + strings.TrimPrefix(name, "-")
+					line = append(line, "-s", strings.TrimPrefix(name, "-"))
 				}
 			}
 			switch {
 			case f.value.file:
-				line += " -r -F"
+				line = append(line, "-r", "-F")
 			case f.value.name != "":
-				line += " -x"
+				line = append(line, "-x")
 			}
 			if len(f.value.values) > 0 {
-				line += " -a " + fishQuote(strings.Join(f.value.values, " "))
+				line = append(line, "-a", fishQuote(strings.Join(f.value.values, " ")))
 			}
-			fmt.Fprintf(&b, "%s -d %s\n", line, fishQuote(f.help))
+			fmt.Fprintf(&b, "%s -d %s\n", strings.Join(line, " "), fishQuote(f.help))
 		}
 	})
 	return b.String()

@@ -1,7 +1,6 @@
 package manual
 
 import (
-	"fmt"
 	"regexp"
 	"strings"
 	"time"
@@ -106,7 +105,7 @@ func newPage(name, section string, edition Edition) *page {
 		date = edition.Date.UTC().Format(time.DateOnly)
 	}
 	p.line(`.\" Made from the program's own definitions; do not edit.`)
-	p.line(fmt.Sprintf(`.TH %s %s "%s" "freshen %s"`, escape(strings.ToUpper(name)), section, date, escape(edition.Version)))
+	p.line(".TH " + escape(strings.ToUpper(name)) + " " + section + ` "` + date + `" "freshen ` + escape(edition.Version) + `"`)
 	return p
 }
 
@@ -131,14 +130,14 @@ func (p *page) pairs(text string) {
 func (p *page) command(program string, c command) {
 	p.line(`.SS "` + escape(program+" "+c.at) + `"`)
 	if len(c.args) > 0 || len(c.flags) > 0 {
-		usage := ".B " + escape(program+" "+c.at)
+		usage := []string{".B", escape(program + " " + c.at)}
 		for _, f := range c.flags {
-			usage += " [" + escape(f.String()) + "]"
+			usage = append(usage, "["+escape(f.String())+"]")
 		}
 		for _, a := range c.args {
-			usage += ` \fI` + escape(a.name) + `\fB`
+			usage = append(usage, `\fI`+escape(a.name)+`\fB`)
 		}
-		p.line(usage)
+		p.line(strings.Join(usage, " "))
 		p.line(".PP")
 	}
 	p.text(escape(c.help))
