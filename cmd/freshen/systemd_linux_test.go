@@ -80,8 +80,8 @@ func TestSystemdIsTold(t *testing.T) {
 	freshen.wait(t)
 }
 
-// An administrator reads and mends what is owed through a unix socket as through a port.
-func TestOwedOverAUnixSocket(t *testing.T) {
+// An administrator refreshes, and reads what is owed, through a unix socket as through a port.
+func TestCommandsOverAUnixSocket(t *testing.T) {
 	t.Parallel()
 	folder, err := os.MkdirTemp("", "o") //nolint:usetesting // the same
 	if err != nil {
@@ -98,10 +98,21 @@ func TestOwedOverAUnixSocket(t *testing.T) {
 	if _, stderr, status := owed(socket); status != 1 || !strings.Contains(stderr, "freshen does not run (nothing listens on unix:") {
 		t.Errorf("owed, with nobody there, ends with %d: %s", status, stderr)
 	}
+	public := "FRESHEN_LISTEN=unix:" + filepath.Join(folder, "freshen.sock")
 	cmd := command(t, dir, "serve")
-	cmd.Env = append(cmd.Env, socket)
+	cmd.Env = append(cmd.Env, socket, public)
 	freshen := start(t, cmd)
-	if stdout, stderr, status := owed(socket); status != 0 || stdout != "Nothing is owed.\n" {
+	refresh := command(t, dir, "refresh", "@bob:127.0.0.1:1")
+	refresh.Env = append(refresh.Env, public, "FRESHEN_TOKEN=token")
+	if stdout, stderr, status := finish(t, refresh); status != 1 || !strings.Contains(stdout, "freshen tries again by itself") {
+		t.Errorf("refresh ends with %d: %s%s", status, stdout, stderr)
+	}
+	refresh = command(t, dir, "refresh", "@bob:127.0.0.1:1")
+	refresh.Env = append(refresh.Env, "FRESHEN_LISTEN=systemd", "FRESHEN_TOKEN=token")
+	if _, stderr, status := finish(t, refresh); status != 1 || !strings.Contains(stderr, "say where to ask with --url, or set FRESHEN_LISTEN") {
+		t.Errorf("refresh, of a socket of systemd's, ends with %d: %s", status, stderr)
+	}
+	if stdout, stderr, status := owed(socket); status != 0 || !strings.Contains(stdout, "@bob:127.0.0.1:1") {
 		t.Errorf("owed ends with %d: %s%s", status, stdout, stderr)
 	}
 	if _, stderr, status := owed("FRESHEN_ADMIN_LISTEN=fd:admin"); status != 1 || !strings.Contains(stderr, "set FRESHEN_ADMIN_LISTEN to where it does") {
