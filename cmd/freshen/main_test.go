@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		binary = filepath.Join(dir, "freshen")
-		build := exec.CommandContext(context.Background(), "go", "build", "-buildvcs=false",
+		build := exec.CommandContext(context.Background(), "go", "build", "-buildvcs=false", "-trimpath",
 			"-ldflags", "-X freshen/internal/app.linkedVersion=v0.0.0-test", "-o", binary, ".")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {

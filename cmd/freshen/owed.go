@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -15,6 +16,7 @@ import (
 
 	"freshen/internal/config"
 	"freshen/internal/limit"
+	"freshen/internal/listen"
 	"freshen/internal/owed"
 	"freshen/internal/store"
 )
@@ -48,9 +50,13 @@ type books interface {
 // database.
 func withBooks(cfg *config.Config, log io.Writer, ask func(context.Context, books) error) (err error) {
 	ctx := context.Background()
-	client := &http.Client{Transport: &http.Transport{}} // without a proxy of the environment
+	base, dial, err := listen.Reach(cfg.Admin.Listen, (&net.Dialer{}).DialContext)
+	if err != nil {
+		return fmt.Errorf("admin.listen is %s, and %w: set %s to where it does", cfg.Admin.Listen, err, config.EnvAdminListen)
+	}
+	client := &http.Client{Transport: &http.Transport{DialContext: dial}} // without a proxy of the environment
 	defer client.CloseIdleConnections()
-	err = ask(ctx, &owed.Client{Address: cfg.Admin.Listen, HTTP: client})
+	err = ask(ctx, &owed.Client{Address: cfg.Admin.Listen, Base: base, HTTP: client})
 	if !errors.Is(err, owed.ErrNotRunning) {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	"freshen/internal/config"
 	"freshen/internal/federation"
 	"freshen/internal/homeserver"
+	"freshen/internal/listen"
 	"freshen/internal/metrics"
 	"freshen/internal/overlay"
 	"freshen/internal/probe"
@@ -82,12 +83,11 @@ func open(ctx context.Context, cfg *config.Config, log *slog.Logger, now func() 
 	} else if err != nil {
 		return nil, err
 	}
-	if a.public, err = listen(ctx, "listen", cfg.Listen); err != nil {
+	listeners, err := listen.Open(ctx, listen.Wanted{Key: "listen", Address: cfg.Listen}, listen.Wanted{Key: "admin.listen", Address: cfg.Admin.Listen})
+	if err != nil {
 		return nil, err
 	}
-	if a.admin, err = listen(ctx, "admin.listen", cfg.Admin.Listen); err != nil {
-		return nil, err
-	}
+	a.public, a.admin = listeners[0], listeners[1]
 	return a, nil
 }
 
@@ -248,13 +248,4 @@ func (a *App) Close() error {
 		}
 	})
 	return errors.Join(errs...)
-}
-
-func listen(ctx context.Context, key, address string) (net.Listener, error) {
-	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("%s: cannot listen on %s, is another program using it? %w", key, address, err)
-	}
-	return listener, nil
 }

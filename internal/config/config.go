@@ -6,6 +6,7 @@
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,14 +22,15 @@ const MaxBytes = 1 << 20
 
 // The environment variables that override a key of the file. One that is set but empty counts as not set.
 const (
-	EnvDatabase = "FRESHEN_DATABASE"
-	EnvListen   = "FRESHEN_LISTEN"
+	EnvDatabase    = "FRESHEN_DATABASE"
+	EnvListen      = "FRESHEN_LISTEN"
+	EnvAdminListen = "FRESHEN_ADMIN_LISTEN"
 )
 
 // Config is a configuration in which every value has been checked. Paths are as they can be opened: those that the file
 // gives relative to itself have its folder in front.
 type Config struct {
-	// Listen is where the reverse proxy sends /_matrix/, as host:port; port 0 lets the system choose.
+	// Listen is where the reverse proxy sends /_matrix/, an address of package listen; port 0 lets the system choose.
 	Listen     string
 	Homeserver Homeserver
 	Database   Database
@@ -114,7 +116,7 @@ type Retry struct {
 
 // Admin is the listener for operators, never the public one.
 type Admin struct {
-	// Listen is host:port; port 0 lets the system choose.
+	// Listen is an address of package listen; port 0 lets the system choose.
 	Listen string
 	// Pprof serves Go's profiles there.
 	Pprof bool
@@ -171,7 +173,7 @@ func Load(path string) (*Config, error) {
 // Parse checks data, the content of the file at path, which it does not open. getenv looks up the variables that
 // override keys. Every error is a [*Mistakes].
 func Parse(path string, data []byte, getenv func(string) string) (*Config, error) {
-	report := &report{places: map[string]Mistake{}}
+	report := &report{places: map[string]Mistake{}, credentials: cmp.Or(getenv(envCredentials), serviceCredentials)}
 	cfg := Default()
 	cfg.file, cfg.places = filepath.Base(path), report.places
 	if root := parseYAML(report, data); root != nil {
@@ -204,7 +206,7 @@ func (c *Config) read(root *section, dir string, getenv func(string) string) {
 	root.override("listen", EnvListen, getenv)
 	root.override("database", EnvDatabase, getenv)
 
-	root.hostPort("listen", &c.Listen)
+	root.listener("listen", &c.Listen)
 	root.database("database", &c.Database, dir)
 	homeserver := root.section("homeserver")
 	c.Homeserver.read(homeserver, dir)
@@ -227,8 +229,9 @@ func (c *Config) read(root *section, dir string, getenv func(string) string) {
 	c.Retry.read(root.section("retry"))
 
 	admin := root.section("admin")
-	admin.hostPort("listen", &c.Admin.Listen)
-	if c.Admin.Listen == c.Listen && portOf(c.Listen) != "0" {
+	admin.override("listen", EnvAdminListen, getenv)
+	admin.listener("listen", &c.Admin.Listen)
+	if sameListener(c.Admin.Listen, c.Listen) {
 		admin.mistake("listen", "must differ from the public listen, %s", c.Listen)
 	}
 	admin.boolean("pprof", &c.Admin.Pprof)

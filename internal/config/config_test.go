@@ -187,6 +187,14 @@ limits:
 		{name: "a loop", text: "listen: 127.0.0.1:8008\n" + required, want: []string{
 			"freshen.yaml:2: homeserver.url: must be the homeserver's own address, is the one that freshen listens on, 127.0.0.1:8008",
 		}},
+		{name: "one socket for two", text: required + "listen: unix:/run/f.sock\nadmin: {listen: 'unix:/run/f.sock?mode=0600'}\n", want: []string{
+			"freshen.yaml:3: admin.listen: must differ from the public listen, unix:/run/f.sock",
+		}},
+		{name: "sockets and credentials", text: "listen: unix:f.sock\nadmin: {listen: 'fd:'}\nhomeserver: {name: a.org, url: 'http://a:1', signing_key: 'credential:../x'}\n", want: []string{
+			`freshen.yaml:1: listen: must name a socket by its whole path, such as unix:/run/freshen/freshen.sock, is "unix:f.sock"`,
+			`freshen.yaml:2: admin.listen: must name a passed socket by its FileDescriptorName=, such as fd:public, is "fd:"`,
+			`freshen.yaml:3: homeserver.signing_key: must name a credential as LoadCredential= does, such as credential:signing_key, is "credential:../x"`,
+		}},
 		{name: "rules over two keys", text: required + "admin: {listen: '127.0.0.1:8009'}\nretry:\n  first: 2h\n  most: 1h\n  give_up_after: 1h\n", want: []string{
 			"freshen.yaml:2: admin.listen: must differ from the public listen, 127.0.0.1:8009",
 			"freshen.yaml:5: retry.most: must be at least retry.first (2h), is 1h",
@@ -338,6 +346,22 @@ func TestEnvironment(t *testing.T) {
 		`FRESHEN_LISTEN: must be host:port, such as 127.0.0.1:8009 or [::1]:8009, is "80"`
 	if err == nil || err.Error() != want {
 		t.Errorf("error:\n%v\nwant:\n%s", err, want)
+	}
+}
+
+// The service gets its key as a credential of systemd's; a command by hand finds it where systemd keeps it.
+func TestCredentials(t *testing.T) {
+	t.Parallel()
+	text := "admin: {listen: 'fd:admin'}\nhomeserver: {name: a.org, url: 'http://a:1', signing_key: 'credential:signing_key'}\n"
+	for folder, want := range map[string]string{
+		"":                             "/run/credentials/freshen.service/signing_key",
+		"/run/credentials/x@1.service": "/run/credentials/x@1.service/signing_key",
+	} {
+		env := map[string]string{"CREDENTIALS_DIRECTORY": folder, "FRESHEN_ADMIN_LISTEN": "unix:/run/a.sock"}
+		cfg, err := config.Parse("/etc/f.yaml", []byte(text), func(k string) string { return env[k] })
+		if err != nil || cfg.Homeserver.SigningKey != want || cfg.Admin.Listen != "unix:/run/a.sock" {
+			t.Errorf("%q: %+v %v", folder, cfg, err)
+		}
 	}
 }
 

@@ -58,7 +58,7 @@ var texts = map[string]struct{ what, allowed string }{
 	"listen":                 {"Where nginx or Caddy sends `/_matrix/`", ""},
 	"homeserver.name":        {"The server name: the domain in its user IDs", ""},
 	"homeserver.url":         {"Its client-server API, as freshen reaches it", ""},
-	"homeserver.signing_key": {"The file of its signing key", "Synapse's `signing.key` or Dendrite's `matrix_key.pem`"},
+	"homeserver.signing_key": {"The file of its signing key", "Synapse's `signing.key` or Dendrite's `matrix_key.pem`; or `credential:NAME`, see below"},
 	"homeserver.kind":        {"Which homeserver it is; without effect but for the next three keys", ""},
 	"homeserver.synapse.database": {
 		"Synapse's own database, where it is to [announce changes itself](delivery.md)", "`postgres://user:password@host/name`",
@@ -85,7 +85,7 @@ var texts = map[string]struct{ what, allowed string }{
 	"retry.first":                  {"How long after a failure the server is tried again", ""},
 	"retry.most":                   {"Where the doubling of that ends", "`retry.first` to `720h`"},
 	"retry.give_up_after":          {"When what is owed is given up", "`retry.first` to `8760h`"},
-	"admin.listen":                 {"`/health`, `/ready`, `/owed` and `/metrics`, for operators only", "`host:port`, not the public one"},
+	"admin.listen":                 {"`/health`, `/ready`, `/owed` and `/metrics`, for operators only", "as `listen`, but not the same"},
 	"admin.pprof":                  {"Serve Go's profiles at `/debug/pprof/` of `admin.listen`", ""},
 	"log.level":                    {"The least that is logged", ""},
 	"log.format":                   {"How it is written", ""},

@@ -12,6 +12,7 @@ import (
 
 	"freshen/internal/config"
 	"freshen/internal/federation"
+	"freshen/internal/listen"
 	"freshen/internal/probe"
 )
 
@@ -81,6 +82,8 @@ type doctor struct {
 	report Report
 	plain  *http.Client // follows no redirect
 	follow *http.Client // follows some, as clients do to find a site
+	local  *http.Client // connects to admin.listen, whose base URL is in admin
+	admin  string       // empty where admin.listen is a socket of systemd's
 	probe  probe.Key
 
 	running bool // freshen answers at admin.listen
@@ -102,8 +105,14 @@ func Run(ctx context.Context, cfg Config) *Report {
 		DialContext: cfg.Dial, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: cfg.Roots}, ForceAttemptHTTP2: true,
 	}
 	defer transport.CloseIdleConnections()
+	admin, dial, err := listen.Reach(cfg.Config.Admin.Listen, cfg.Dial)
+	if err != nil {
+		admin, dial = "", cfg.Dial
+	}
+	local := &http.Transport{DialContext: dial}
+	defer local.CloseIdleConnections()
 	d := &doctor{
-		Config: cfg, probe: cfg.Key.Derive(probe.Purpose),
+		Config: cfg, admin: admin, local: &http.Client{Transport: local, Timeout: askTimeout}, probe: cfg.Key.Derive(probe.Purpose),
 		follow: &http.Client{Transport: transport, Timeout: askTimeout},
 		plain: &http.Client{
 			Transport: transport, Timeout: askTimeout,

@@ -12,9 +12,9 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 
-	"freshen/internal/owed"
+	"freshen/internal/config"
+	"freshen/internal/listen"
 	"freshen/internal/store"
 )
 
@@ -27,10 +27,14 @@ const (
 
 // freshen asks the one that runs how it is.
 func (d *doctor) freshen(ctx context.Context) {
-	base := owed.BaseURL(d.Config.Config.Admin.Listen)
-	metrics, err := d.ask(ctx, question{method: http.MethodGet, base: base, path: "/metrics"})
+	if d.admin == "" {
+		d.say("freshen", Warning, fmt.Sprintf("freshen was not asked: admin.listen is %s, and %v.", d.Config.Config.Admin.Listen, listen.ErrUnknown),
+			"Set "+config.EnvAdminListen+" to where that socket listens, and run the doctor again.")
+		return
+	}
+	metrics, err := d.ask(ctx, question{method: http.MethodGet, base: d.admin, path: "/metrics", local: true})
 	switch {
-	case errors.Is(err, syscall.ECONNREFUSED):
+	case listen.Nobody(err):
 		d.say("freshen", Failed, "freshen does not run: nothing listens on "+d.Config.Config.Admin.Listen+" (admin.listen).",
 			"Start it: freshen serve, or systemctl start freshen. If it runs on another machine, run the doctor there.")
 		return
@@ -52,7 +56,7 @@ func (d *doctor) freshen(ctx context.Context) {
 		d.say("freshen", OK, "It runs, version "+d.Version+".", "")
 	}
 	d.files(values)
-	ready, err := d.ask(ctx, question{method: http.MethodGet, base: base, path: "/ready"})
+	ready, err := d.ask(ctx, question{method: http.MethodGet, base: d.admin, path: "/ready", local: true})
 	if err != nil || ready.status != http.StatusOK {
 		d.ready = strings.TrimSpace(string(ready.body))
 		if err != nil {

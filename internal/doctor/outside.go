@@ -125,7 +125,7 @@ func (d *doctor) ways(ctx context.Context, base string) {
 }
 
 func (d *doctor) way(w way, a answer) {
-	listen := d.Config.Config.Listen
+	listen := proxied(d.Config.Config.Listen).where
 	switch {
 	case !a.arrived && d.running:
 		d.missing = append(d.missing, w)
@@ -135,7 +135,7 @@ func (d *doctor) way(w way, a answer) {
 		d.say(w.check, Failed, fmt.Sprintf("%s does not come to freshen, which does not run: %d.", capital(w.what), a.status), "Start freshen, and ask again.")
 	case !sameEscapes(a.path, w.ask.path):
 		d.say(w.check, Failed, fmt.Sprintf("The reverse proxy changes paths on the way: %s was sent, and %s arrived. User IDs and signatures get lost by that.", w.ask.path, shown(a.path)),
-			"nginx: proxy_pass http://"+listen+"; without a slash or path behind the port, and no rewrite. Apache: nocanon, and AllowEncodedSlashes NoDecode.")
+			"nginx: proxy_pass "+proxied(d.Config.Config.Listen).nginx+"; without a slash or path behind the port, and no rewrite. Apache: nocanon, and AllowEncodedSlashes NoDecode.")
 	case w.check == "versions" && !advertised(a):
 		d.say(w.check, Failed, fmt.Sprintf("%s comes to freshen, but the answer (%d) does not say that the site can refresh device lists.", capital(w.what), a.status),
 			"The homeserver does not answer freshen well, or something before freshen keeps old answers: let it cache nothing below /_matrix/.")

@@ -239,6 +239,9 @@ func (p *Proxy) rewrite(pr *httputil.ProxyRequest) {
 			out.Header[name] = values
 		}
 	}
+	if hops := in.Header["X-Forwarded-For"]; len(hops) > 0 && len(out.Header["X-Forwarded-For"]) == 0 {
+		out.Header["X-Forwarded-For"] = []string{strings.Join(hops, ", ")} // over a unix socket, where SetXForwarded drops it
+	}
 	if exchangeOf(in.Context()) != nil {
 		out.Header.Set("Accept-Encoding", "identity")
 	}

@@ -141,8 +141,8 @@ func comment(b *strings.Builder, indent, text string) {
 	b.WriteString(line + "\n")
 }
 
-// Write makes the file, readable by its owner alone. It never overwrites one.
-func Write(path, text string) (err error) {
+// Write makes the file, with that mode whatever the umask. It never overwrites one.
+func Write(path, text string, mode fs.FileMode) (err error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	switch {
 	case errors.Is(err, fs.ErrExist):
@@ -151,7 +151,7 @@ func Write(path, text string) (err error) {
 		return fmt.Errorf("the configuration cannot be written: %w", err)
 	}
 	_, err = file.WriteString(text)
-	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
+	if err = errors.Join(err, file.Chmod(mode), file.Sync(), file.Close()); err != nil {
 		return errors.Join(fmt.Errorf("the configuration cannot be written: %w", err), os.Remove(path))
 	}
 	return nil
