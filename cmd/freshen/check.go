@@ -59,7 +59,7 @@ func checkFiles(cfg *config.Config) (warning string, err error) {
 	}
 	if file := cfg.Homeserver.Dendrite.AdminTokenFile; file != "" {
 		if _, err := homeserver.ReadToken(file); err != nil {
-			wrong["homeserver.dendrite.admin_token_file"] = cannot("read", file, err)
+			wrong["homeserver.dendrite.admin_token_file"] = err.Error()
 		}
 	}
 	if cfg.Database.URL == nil {

@@ -191,8 +191,8 @@ func showUndelivered(w io.Writer, all []owed.Undelivered, now time.Time) error {
 		return err
 	}
 	if lasting {
-		fmt.Fprintln(w, "\nTrying again would not help where it is not tried again: route /sync and /keys/query to freshen, which announces them\n"+
-			"itself; or live with it, and have freshen owed drop forget them.")
+		fmt.Fprintln(w, "\nWhat is not tried again, the homeserver never announces. Route /sync and /keys/query to freshen, which does; or live with\n"+
+			"it: freshen owed drop forgets it.")
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func NewOwn(base *url.URL, name string, key *SigningKey, transport http.RoundTri
 
 // Stored asks for the list of a user of another server. answered is false where the homeserver could not be reached.
 func (o *Own) Stored(ctx context.Context, target id.UserID) (list *freshen.DeviceList, answered bool, err error) {
-	body, response, err := o.mx.MakeFullRequest(ctx, mxfed.RequestParams{
+	body, response, err := o.mx.MakeFullRequest(ctx, mxfed.RequestParams{ //nolint:bodyclose // it reads and closes the body itself
 		ServerName: o.mx.ServerName, Method: http.MethodGet, Path: mxfed.URLPath{"v1", "user", "devices", target}, Authenticate: true,
 	})
 	switch {

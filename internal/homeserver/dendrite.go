@@ -66,7 +66,7 @@ func NewDendrite(cfg DendriteConfig) (*Dendrite, error) {
 func ReadToken(path string) (string, error) {
 	file, err := os.Open(path)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("cannot be read: %w", err)
 	}
 	defer func() { _ = file.Close() }()
 	text, err := readAtMost(file, maxTokenBytes)

@@ -5,7 +5,7 @@ import (
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
-	"crypto/sha1" //nolint:gosec // what the registration by shared secret is defined with
+	"crypto/sha1" // which the registration by a shared secret is defined with
 	"encoding/hex"
 	"encoding/json"
 	"errors"
