@@ -121,7 +121,7 @@ func (b *bed) open() {
 	if err := b.store.ReleaseClaims(context.Background(), time.Now()); err != nil {
 		b.t.Fatal(err)
 	}
-	b.desk = delivery.New(delivery.Config{Homeserver: b.ours, Store: b.store, GiveUpAfter: 2 * time.Hour, Log: log, Now: time.Now})
+	b.desk = delivery.New(delivery.Config{Homeserver: b.ours, Store: b.store, GiveUpAfter: 30 * time.Minute, Log: log, Now: time.Now})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() {
@@ -200,7 +200,7 @@ func TestWhatIsPromisedIsDelivered(t *testing.T) {
 		b.keeps(bob, 1)
 		b.requireSaw("@bob:b.org 1")
 		b.requireUndelivered()
-		time.Sleep(time.Hour)
+		time.Sleep(10 * time.Minute)
 		b.requireSaw()
 
 		// The process dies when it has promised, and has told nobody yet.
@@ -260,10 +260,10 @@ func TestHolesStand(t *testing.T) {
 		b.now(homeserver.HoleNoDevices)
 		b.keeps(bob, 0)
 		b.requireSaw("@bob:b.org 0")
-		time.Sleep(3 * time.Hour)
+		time.Sleep(time.Hour)
 		b.close()
 		b.open()
-		time.Sleep(time.Hour)
+		time.Sleep(5 * time.Minute)
 		b.requireSaw()
 		b.requireUndelivered("@bob:b.org no_devices")
 		b.now(homeserver.HoleNone)
@@ -274,11 +274,11 @@ func TestHolesStand(t *testing.T) {
 		// What the homeserver does not fetch for too long, is given up, and stays to be read.
 		b.now(homeserver.HoleNotFetched)
 		b.keeps(bob, 2)
-		time.Sleep(4 * time.Hour)
-		if n := len(b.saw()); n != 9 { // at once, after 30 s, 1, 2, 4, 8, 16, 32 minutes and an hour, which is too late
+		time.Sleep(time.Hour)
+		if n := len(b.saw()); n != 7 { // at once, and 30 s, 1, 2, 4, 8, and 16 minutes after that, which is too late
 			t.Errorf("it was told %d times", n)
 		}
-		time.Sleep(2 * time.Hour)
+		time.Sleep(time.Hour)
 		b.requireSaw()
 		b.requireUndelivered("@bob:b.org not_fetched")
 	})
