@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -65,13 +66,18 @@ func New(cfg Config) *Desk {
 	return &Desk{cfg: cfg, poke: make(chan struct{}, 1), busy: map[string]bool{}}
 }
 
-// Mark notes, durably, that the homeserver is to fetch a list, and with the homeserver that its own is stale.
+// Mark notes, durably, that the homeserver is to fetch a list, and with the homeserver that its own is stale. The error is a
+// *[freshen.Error] where freshen's own database is away.
 func (d *Desk) Mark(ctx context.Context, list *freshen.DeviceList) error {
 	if err := d.cfg.Homeserver.Mark(ctx, list.UserID); err != nil {
 		return err
 	}
 	now := d.cfg.Now()
-	return d.cfg.Store.OweDelivery(ctx, list.UserID, len(list.Dropped) > 0, now, now.Add(afterMark))
+	err := d.cfg.Store.OweDelivery(ctx, list.UserID, len(list.Dropped) > 0, now, now.Add(afterMark))
+	if err != nil && !errors.Is(err, store.ErrManyDeliveries) {
+		return store.Away(err)
+	}
+	return err
 }
 
 // Deliver has the homeserver fetch the list of a target who was marked, in the background.

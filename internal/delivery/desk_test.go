@@ -247,8 +247,16 @@ func TestNothingIsPromisedThatCannotBeNoted(t *testing.T) {
 		if err := b.desk.Mark(t.Context(), b.list(bob, 1)); !errors.Is(err, b.marking) {
 			t.Errorf("%v", err)
 		}
-		time.Sleep(time.Hour)
+		time.Sleep(time.Minute)
 		b.requireSaw()
+
+		b.marking = nil
+		b.close()
+		err := b.desk.Mark(t.Context(), b.list(bob, 1))
+		if told, ok := errors.AsType[*freshen.Error](err); !ok || told.Code != freshen.CodeDatabaseAway {
+			t.Errorf("while freshen's own database is away: %v", err)
+		}
+		b.open()
 	})
 }
 

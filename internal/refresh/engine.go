@@ -54,7 +54,8 @@ type Neighbourhood interface {
 // Deliverer has the homeserver itself fetch a list and announce it, for sites that do not put freshen before /sync.
 type Deliverer interface {
 	// Mark notes durably that what the homeserver has of a target is stale. It is called with each list that was fetched for
-	// somebody, before they are promised anything; if it fails, they are told so.
+	// somebody, before they are promised anything; if it fails, they are told so, in the words of a *[freshen.Error] if it is
+	// one.
 	Mark(ctx context.Context, list *freshen.DeviceList) error
 	// Deliver says that the list of a target who was marked is kept, and the homeserver may fetch it. It does not wait for
 	// that.

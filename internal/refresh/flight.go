@@ -283,11 +283,16 @@ func (e *Engine) mark(ctx context.Context, f *flight, list *freshen.DeviceList) 
 		return nil
 	}
 	if err := e.cfg.Deliverer.Mark(ctx, list); err != nil {
-		return &freshen.Error{
-			Code:    freshen.CodeHomeserverDown,
-			Message: "The device list was fetched, but that the homeserver is to announce it cannot be noted down just now: please try again in a minute.",
-			Err:     errors.Join(err, e.store.Abandon(ctx, f.target, f.token)),
+		told, ok := errors.AsType[*freshen.Error](err)
+		if !ok {
+			told = &freshen.Error{
+				Code:    freshen.CodeHomeserverDown,
+				Message: "The device list was fetched, but that the homeserver is to announce it cannot be noted down just now: please try again in a minute.",
+				Err:     err,
+			}
 		}
+		told.Err = errors.Join(told.Err, e.store.Abandon(ctx, f.target, f.token))
+		return told
 	}
 	f.marked = true
 	return nil
