@@ -69,5 +69,8 @@ func (a *App) ledger() *owed.Ledger {
 	return &owed.Ledger{Store: e.store, GiveUpAfter: a.cfg.Retry.GiveUpAfter, Now: a.now, Changed: func(dropped int64) {
 		e.refresh.Dropped(dropped)
 		e.worker.Poke()
+		if e.desk != nil {
+			e.desk.Poke()
+		}
 	}}
 }

@@ -8,8 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,7 +20,6 @@ import (
 	"freshen/internal/metrics"
 	"freshen/internal/overlay"
 	"freshen/internal/probe"
-	"freshen/internal/refresh"
 	"freshen/internal/store"
 )
 
@@ -40,8 +37,7 @@ type App struct {
 	now        func() time.Time
 	hs         *homeserver.Client
 	federation *federation.Client
-	synapse    *homeserver.Synapse // nil unless it is to announce changes itself
-	deliverer  refresh.Deliverer   // the same; a nil one is none
+	delivery   *ownDelivery // nil unless the homeserver is to announce changes itself
 	proxy      *overlay.Proxy
 	metrics    *metrics.Metrics
 	probeKey   probe.Key
@@ -72,9 +68,6 @@ func open(ctx context.Context, cfg *config.Config, log *slog.Logger, now func() 
 	if err := a.openFederation(); err != nil {
 		return nil, err
 	}
-	if err := a.openDelivery(); err != nil {
-		return nil, err
-	}
 	a.openHandler()
 	a.watch()
 	err = a.openEngine(ctx)
@@ -91,6 +84,7 @@ func open(ctx context.Context, cfg *config.Config, log *slog.Logger, now func() 
 	return a, nil
 }
 
+// openFederation reads the signing key, and makes what uses it.
 func (a *App) openFederation() error {
 	key, warning, err := federation.ReadSigningKey(a.cfg.Homeserver.SigningKey)
 	if err != nil {
@@ -100,6 +94,9 @@ func (a *App) openFederation() error {
 		a.log.Warn("the signing key is not safe", "warning", warning)
 	}
 	a.probeKey = key.Derive(probe.Purpose)
+	if a.delivery, err = openDelivery(a.cfg.Homeserver, key, a.log, a.now); err != nil {
+		return err
+	}
 	roots, err := federation.LoadRoots(a.cfg.Federation.CAFile)
 	if err != nil {
 		return fmt.Errorf("federation.ca_file: %w", err)
@@ -111,28 +108,6 @@ func (a *App) openFederation() error {
 		AllowNetworks: a.cfg.Federation.AllowNetworks,
 		UserAgent:     fmt.Sprintf("freshen/%s (device lists for %s)", Version(), a.cfg.Homeserver.Name),
 	})
-	return err
-}
-
-// openDelivery reads the secret that is needed for having Synapse announce changes itself.
-func (a *App) openDelivery() (err error) {
-	synapse := a.cfg.Homeserver.Synapse
-	if synapse.Replication == nil {
-		return nil
-	}
-	var secret []byte
-	if synapse.SecretFile != "" {
-		if secret, err = os.ReadFile(synapse.SecretFile); err != nil {
-			return fmt.Errorf("homeserver.synapse.replication_secret_file: %w", err)
-		}
-	}
-	a.synapse, err = homeserver.NewSynapse(homeserver.SynapseConfig{
-		Database: synapse.Database.URL, Replication: synapse.Replication, Secret: strings.TrimSpace(string(secret)),
-		Log: a.log, Now: a.now,
-	})
-	if err == nil {
-		a.deliverer = a.synapse
-	}
 	return err
 }
 
@@ -237,8 +212,8 @@ func (a *App) Close() error {
 		if e := a.engine.Load(); e != nil {
 			errs = append(errs, e.close())
 		}
-		if a.synapse != nil {
-			errs = append(errs, a.synapse.Close())
+		if a.delivery != nil {
+			errs = append(errs, a.delivery.Close())
 		}
 		if a.federation != nil {
 			a.federation.Close()

@@ -13,6 +13,7 @@ import (
 	"freshen"
 	"freshen/internal/announce"
 	"freshen/internal/config"
+	"freshen/internal/delivery"
 	"freshen/internal/homeserver"
 	"freshen/internal/kept"
 	"freshen/internal/limit"
@@ -40,12 +41,13 @@ type engine struct {
 	announcer *announce.Announcer
 	refresh   *refresh.Engine
 	worker    *retry.Worker
+	desk      *delivery.Desk // nil unless the homeserver is to announce changes itself
 }
 
 // openEngine opens the database and has refreshes and the proxy use it.
 func (a *App) openEngine(ctx context.Context) error {
 	e := &engine{log: a.log, now: a.now}
-	knowledge, err := e.open(ctx, a.cfg, a.hs, timed{a.federation, a.metrics}, a.metrics, a.serverAllowed, a.deliverer)
+	knowledge, err := e.open(ctx, a.cfg, a.hs, timed{a.federation, a.metrics}, a.metrics, a.serverAllowed, a.delivery)
 	if err != nil {
 		return errors.Join(err, e.close())
 	}
@@ -84,7 +86,7 @@ func (a *App) awaitEngine(ctx context.Context) bool {
 }
 
 func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Client, fetch refresh.Fetcher, m *metrics.Metrics, allowed func(string) bool,
-	deliver refresh.Deliverer) (k overlay.Knowledge, err error) {
+	deliverTo *ownDelivery) (k overlay.Knowledge, err error) {
 	if e.store, err = store.Open(ctx, store.Config{
 		Path: cfg.Database.Path, URL: cfg.Database.URL, PerDestination: limit.Rate(cfg.Limits.PerDestination),
 		SuccessFor: cfg.Cache.Success, FailureFor: cfg.Cache.Failure, Log: e.log, Committed: m.Committed,
@@ -105,6 +107,13 @@ func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Cl
 		e.announcer.Announced(c.Announced)
 	})
 	policy := retry.Policy{First: cfg.Retry.First, Most: cfg.Retry.Most, GiveUpAfter: cfg.Retry.GiveUpAfter}
+	var deliverer refresh.Deliverer // a nil one is none
+	if deliverTo != nil {
+		e.desk = delivery.New(delivery.Config{
+			Homeserver: deliverTo.Homeserver, Store: e.store, GiveUpAfter: cfg.Retry.GiveUpAfter, Log: e.log, Now: e.now,
+		})
+		deliverer = e.desk
+	}
 	e.refresh = refresh.New(refresh.Config{
 		ServerName:      cfg.Homeserver.Name,
 		Timeout:         cfg.Federation.Timeout,
@@ -115,7 +124,7 @@ func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Cl
 		ServerAllowed:   allowed,
 		Retry:           policy,
 		Fetching:        e.lists.Fetching,
-		Deliverer:       deliver,
+		Deliverer:       deliverer,
 		Owed:            func() { e.worker.Poke() },
 		Observe:         m.Refreshed,
 		Now:             e.now,
@@ -149,6 +158,9 @@ func (e *engine) run(ctx context.Context) {
 	wg.Go(func() { e.announcer.Run(ctx) })
 	wg.Go(func() { e.worker.Run(ctx) })
 	wg.Go(func() { e.lists.Run(ctx, e.now) })
+	if e.desk != nil {
+		wg.Go(func() { e.desk.Run(ctx) })
+	}
 	switch debts, err := e.store.Debts(ctx); {
 	case err != nil && ctx.Err() == nil:
 		e.log.Error("cannot count what is owed", "err", err)

@@ -55,6 +55,7 @@ type Homeserver struct {
 	SigningKey string
 	Kind       Kind
 	Synapse    Synapse
+	Dendrite   Dendrite
 }
 
 // Synapse is how a Synapse is told that one of its device lists is stale; see docs/delivery.md. All is empty, or database
@@ -66,6 +67,12 @@ type Synapse struct {
 	Replication *url.URL
 	// SecretFile holds Synapse's worker_replication_secret; empty where it has none.
 	SecretFile string
+}
+
+// Dendrite is how a Dendrite is told that one of its device lists is stale; see docs/delivery.md.
+type Dendrite struct {
+	// AdminTokenFile holds the access token of an administrator; empty where Dendrite is told nothing.
+	AdminTokenFile string
 }
 
 // Kind says which homeserver it is, for what differs between them.
@@ -257,6 +264,12 @@ func (h *Homeserver) read(s *section, dir string) {
 	h.Synapse.read(synapse, dir)
 	if h.Synapse.Replication != nil && h.Kind != KindSynapse {
 		synapse.mistake("replication", "needs homeserver.kind: synapse")
+	}
+	dendrite := s.section("dendrite")
+	dendrite.optionalFile("admin_token_file", &h.Dendrite.AdminTokenFile, dir)
+	dendrite.done()
+	if h.Dendrite.AdminTokenFile != "" && h.Kind != KindDendrite {
+		dendrite.mistake("admin_token_file", "needs homeserver.kind: dendrite")
 	}
 	s.done()
 }

@@ -252,6 +252,29 @@ cache: {success: -1s}
 }
 
 // A site that mistypes its homeserver's URL must be told so, or freshen would ask the wrong place with users' tokens.
+// TestDendriteKeys: a failure means that a Dendrite is told, or not told, of stale lists against its administrator's wish.
+func TestDendriteKeys(t *testing.T) {
+	t.Parallel()
+	file := func(kind, dendrite string) string {
+		return "homeserver:\n  name: example.org\n  url: http://127.0.0.1:8008\n  signing_key: k\n  kind: " + kind + "\n  dendrite: " + dendrite + "\n"
+	}
+	if got := parse(t, file("dendrite", "{admin_token_file: token}")).Homeserver.Dendrite; got.AdminTokenFile != "/etc/freshen/token" {
+		t.Errorf("%+v", got)
+	}
+	for _, kind := range []string{"auto", "generic", "synapse", "dendrite"} {
+		if got := parse(t, file(kind, "{}")).Homeserver.Dendrite; got.AdminTokenFile != "" {
+			t.Errorf("kind %s alone gives %+v", kind, got)
+		}
+		if kind == "dendrite" {
+			continue
+		}
+		_, err := config.Parse("/etc/freshen/freshen.yaml", []byte(file(kind, "{admin_token_file: token}")), noEnv)
+		if err == nil || !strings.Contains(err.Error(), "homeserver.dendrite.admin_token_file: needs homeserver.kind: dendrite") {
+			t.Errorf("with kind %s: %v", kind, err)
+		}
+	}
+}
+
 // TestSynapseKeys: a failure means that a site whose homeserver should announce changes itself starts without that, or with
 // half of it.
 func TestSynapseKeys(t *testing.T) {

@@ -59,7 +59,7 @@ var texts = map[string]struct{ what, allowed string }{
 	"homeserver.name":        {"The server name: the domain in its user IDs", ""},
 	"homeserver.url":         {"Its client-server API, as freshen reaches it", ""},
 	"homeserver.signing_key": {"The file of its signing key", "Synapse's `signing.key` or Dendrite's `matrix_key.pem`; or `credential:NAME`, see below"},
-	"homeserver.kind":        {"Which homeserver it is; without effect but for the next three keys", ""},
+	"homeserver.kind":        {"Which homeserver it is; without effect but for the next four keys", ""},
 	"homeserver.synapse.database": {
 		"Synapse's own database, where it is to [announce changes itself](delivery.md)", "`postgres://user:password@host/name`",
 	},
@@ -68,6 +68,9 @@ var texts = map[string]struct{ what, allowed string }{
 	},
 	"homeserver.synapse.replication_secret_file": {
 		"A file with Synapse's `worker_replication_secret` and nothing else", "a path",
+	},
+	"homeserver.dendrite.admin_token_file": {
+		"A file with the access token of an administrator and nothing else, where Dendrite is to [announce changes itself](delivery.md)", "a path",
 	},
 	"database":                     {"freshen's own database", ""},
 	"federation.timeout":           {"One refresh, from the name lookup to the last byte", ""},

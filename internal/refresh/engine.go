@@ -53,11 +53,13 @@ type Neighbourhood interface {
 
 // Deliverer has the homeserver itself fetch a list and announce it, for sites that do not put freshen before /sync.
 type Deliverer interface {
-	// Mark notes with the homeserver, durably, that what it has of target is stale. It is called for each list that was
-	// fetched for somebody, before they are promised anything; if it fails, they are told so.
-	Mark(ctx context.Context, target id.UserID) error
-	// Deliver makes the homeserver fetch the list now, which it would do by itself later. It tells what goes wrong in the log.
-	Deliver(ctx context.Context, list *freshen.DeviceList)
+	// Mark notes durably that what the homeserver has of a target is stale. It is called with each list that was fetched for
+	// somebody, before they are promised anything; if it fails, they are told so, in the words of a *[freshen.Error] if it is
+	// one.
+	Mark(ctx context.Context, list *freshen.DeviceList) error
+	// Deliver says that the list of a target who was marked is kept, and the homeserver may fetch it. It does not wait for
+	// that.
+	Deliver(ctx context.Context, target id.UserID)
 }
 
 // Config is what an [Engine] needs to know.

@@ -217,8 +217,8 @@ func (s *Store) DropDestination(ctx context.Context, name string) (n int64, err 
 	return n, err
 }
 
-// ReleaseClaims gives back what an earlier process had claimed when it ended. Only the sole user of a database may call
-// it.
+// ReleaseClaims gives back what an earlier process had claimed when it ended, and makes deliveries due that it had not
+// tried. Only the sole user of a database may call it.
 func (s *Store) ReleaseClaims(ctx context.Context, now time.Time) error {
 	return s.update(ctx, func(ctx context.Context, t *tx) error {
 		names, err := queryAll(ctx, t, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
@@ -227,6 +227,9 @@ func (s *Store) ReleaseClaims(ctx context.Context, now time.Time) error {
 			return err
 		}
 		if _, err := t.exec(ctx, `UPDATE debts SET lease = '', due_at = $1 WHERE lease <> ''`, millis(now)); err != nil {
+			return err
+		}
+		if _, err := t.exec(ctx, `UPDATE deliveries SET due_at = $1 WHERE due_at > $1 AND tries = 0`, millis(now)); err != nil {
 			return err
 		}
 		for _, name := range names {

@@ -33,6 +33,9 @@ func (s *Store) Hot() map[string]Query {
 	}
 }
 
+// BoundDeliveries has fewer than 10,000 wait for the homeserver, and fewer than 1,000 be remembered.
+func (s *Store) BoundDeliveries(waiting, told int) { s.most = deliveriesAtMost{waiting, told} }
+
 // Explain is how the database would run a query.
 func (s *Store) Explain(ctx context.Context, query string, args ...any) ([]string, error) {
 	if s.dialect.shared {

@@ -37,7 +37,7 @@ type Options struct {
 	Postgres map[string]*url.URL
 	// Freshen puts freshen before A.
 	Freshen bool
-	// Delivery has freshen make A, a Synapse on Postgres, announce changes itself.
+	// Delivery has freshen make A, a Synapse on Postgres or a Dendrite, announce changes itself.
 	Delivery bool
 	// ManyRefreshes lifts freshen's limit for one destination, for tests that share B. That for one user stays.
 	ManyRefreshes bool
