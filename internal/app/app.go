@@ -20,6 +20,7 @@ import (
 	"freshen/internal/homeserver"
 	"freshen/internal/metrics"
 	"freshen/internal/overlay"
+	"freshen/internal/page"
 	"freshen/internal/probe"
 	"freshen/internal/refresh"
 	"freshen/internal/store"
@@ -140,13 +141,16 @@ func (a *App) openDelivery() (err error) {
 func (a *App) openHandler() {
 	a.hs = homeserver.New(a.cfg.Homeserver.URL, nil)
 	a.proxy = overlay.New(overlay.Config{Homeserver: a.cfg.Homeserver.URL, Who: a.hs, Log: a.log, Now: a.now})
-	own := clientapi.New(a.hs, refresher{a}, a.log)
+	own, button := clientapi.New(a.hs, refresher{a}, a.log), page.Handler()
 	a.handler = probe.Handler(a.probeKey, a.now, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if own.Match(r) {
+		switch {
+		case own.Match(r):
 			own.ServeHTTP(w, r)
-			return
+		case a.cfg.Page && page.Match(r):
+			button.ServeHTTP(w, r)
+		default:
+			a.proxy.ServeHTTP(w, r)
 		}
-		a.proxy.ServeHTTP(w, r)
 	}))
 }
 
