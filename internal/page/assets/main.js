@@ -182,7 +182,7 @@ async function during(mine, work) {
 const mostPatience = 8_000; // how long the list waits for the devices of everybody
 
 async function load(mine) {
-    for (const id of ["trouble", "connection"]) notice(id);
+    for (const id of ["trouble", "unseen-rooms", "connection"]) notice(id);
     for (const id of ["load-again", "search", "summary", "more"]) $(id).hidden = true;
     notice("loading", "loading");
     let since;
@@ -208,7 +208,7 @@ async function load(mine) {
     await Promise.race([devices, pause(mostPatience, mine.ending.signal)]);
     mine.ending.signal.throwIfAborted();
     notice("loading");
-    if (unread.size > 0) notice("trouble", "someRooms", { n: unread.size });
+    if (unread.size > 0) notice("unseen-rooms", "someRooms", { n: unread.size });
     ordered = inOrder();
     showList();
     lookAgain(mine);
