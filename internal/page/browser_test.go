@@ -109,7 +109,7 @@ func TestHostileNames(t *testing.T) {
 	}
 	var title string
 	o.must(o.Eval(o.ctx, "document.title", &title))
-	if title != "Refresh a contact's devices" {
+	if title != "Refresh a contact’s devices" {
 		t.Errorf("script of a name ran: %q", title)
 	}
 	o.requireAccessible("hostile names")

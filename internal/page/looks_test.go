@@ -47,6 +47,8 @@ func TestLooks(t *testing.T) {
 	o.awaitText(".device", "Bob's laptop")
 	o.requireAccessible("refreshed")
 	o.picture("people")
+	o.must(o.Eval(o.ctx, `document.querySelector(".result.good").scrollIntoView({block: "center"})`, nil))
+	o.pictureHere("devices")
 
 	busy := make(chan struct{})
 	defer close(busy)
@@ -70,6 +72,14 @@ func (o *tab) picture(name string) {
 		return
 	}
 	o.must(o.Eval(o.ctx, `document.activeElement.blur(), scrollTo(0, 0)`, nil))
+	o.pictureHere(name)
+}
+
+func (o *tab) pictureHere(name string) {
+	o.t.Helper()
+	if *screenshots == "" {
+		return
+	}
 	for _, look := range chromium.Looks {
 		o.must(o.As(o.ctx, look))
 		o.must(o.Screenshot(o.ctx, filepath.Join(*screenshots, name+"-"+look.Name+".png")))

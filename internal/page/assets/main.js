@@ -47,7 +47,7 @@ async function findDoors() {
     $("password-form").hidden = !password;
     $("sso").hidden = !sso;
     $("or").hidden = !(password && sso);
-    if (sso) $("sso").replaceChildren(...providersOf(sso).map(ssoButton));
+    if (sso) $("sso").replaceChildren(...providersOf(sso).map((provider) => ssoButton(provider, password)));
 }
 
 function providersOf(flow) {
@@ -55,8 +55,8 @@ function providersOf(flow) {
     return providers.length > 0 ? providers : [{}];
 }
 
-function ssoButton(provider) {
-    const button = make("button");
+function ssoButton(provider, besides) {
+    const button = make("button", besides ? "quiet" : "");
     button.type = "button";
     const name = foreign(provider.name);
     say(button, name ? "ssoWith" : "sso", { provider: name });

@@ -47,7 +47,7 @@ function clock(at) {
         return new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" }).format(when);
     }
     const near = at > now && at - now < 2 * minute;
-    return new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: near ? "2-digit" : undefined }).format(when);
+    return new Intl.DateTimeFormat(undefined, { hour: "numeric", minute: "2-digit", second: near ? "2-digit" : undefined }).format(when);
 }
 
 // inGroups is a fingerprint as people compare it.

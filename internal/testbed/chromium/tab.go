@@ -187,7 +187,10 @@ func (t *Tab) Screenshot(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(file, data, 0o600)
+	if data, err = small(data); err != nil {
+		return err
+	}
+	return os.WriteFile(file, data, 0o644) //nolint:gosec // G306: part of the documentation
 }
 
 // Violations has axe-core, whose source is script, look at the page, and returns what is not accessible about it.
