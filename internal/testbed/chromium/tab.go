@@ -134,6 +134,7 @@ func (t *Tab) Keys(ctx context.Context, keys string) error { return t.Do(ctx, ch
 // the most.
 func (t *Tab) TabTo(ctx context.Context, part string) error {
 	const described = `(() => { const e = document.activeElement;
+		if (e === document.body) return ""; // beyond the last
 		const labelled = (e.getAttribute("aria-labelledby") ?? "").split(" ").map((id) => document.getElementById(id)?.textContent ?? "").join(" ");
 		return [e.id, labelled || e.textContent, ...[...(e.labels ?? [])].map((l) => l.textContent)].join(" "); })()`
 	var seen []string
