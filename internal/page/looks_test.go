@@ -28,11 +28,11 @@ func TestLooks(t *testing.T) {
 	})
 	o := open(t, hs)
 	o.await(`!document.getElementById("password-form").hidden`)
-	o.requireAccessible("signed out")
+	o.requireAccessible("signed out", chromium.Looks...)
 	o.picture("sign-in")
 	o.signIn(password)
 	o.await(`!document.getElementById("summary").hidden`)
-	o.requireAccessible("signed in")
+	o.requireAccessible("signed in", chromium.Looks...)
 
 	hs.adds(bob().crossSigns().has("PHONE", "Bob's phone", true).has("LAPTOP", "Bob's laptop", true))
 	hs.set(func() {
@@ -45,7 +45,7 @@ func TestLooks(t *testing.T) {
 	o.must(o.Eval(o.ctx, `[...document.querySelectorAll(".person")].find((p) => p.textContent.includes("Bob")).querySelector("button").click()`, nil))
 	o.awaitText(".result.good", "The devices are up to date now")
 	o.awaitText(".device", "Bob's laptop")
-	o.requireAccessible("refreshed")
+	o.requireAccessible("refreshed", chromium.Looks...)
 	o.picture("people")
 	o.must(o.Eval(o.ctx, `document.querySelector(".result.good").scrollIntoView({block: "center"})`, nil))
 	o.pictureHere("devices")
@@ -62,7 +62,7 @@ func TestLooks(t *testing.T) {
 	})
 	o.click(".person:nth-child(3) .refresh")
 	o.awaitText(".refresh", "Refreshing…")
-	o.requireAccessible("while it asks")
+	o.requireAccessible("while it asks", chromium.Looks...)
 }
 
 // picture keeps what the window shows, if that is wanted.

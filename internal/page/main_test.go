@@ -144,13 +144,16 @@ var axe = sync.OnceValues(func() (string, error) {
 	return string(data), err
 })
 
-// requireAccessible has axe-core look at the page as it stands, small and large, light and dark, and requires that nothing
+// requireAccessible has axe-core look at the page as it stands, small and dark or in these ways, and requires that nothing
 // reaches beyond the window.
-func (o *tab) requireAccessible(state string) {
+func (o *tab) requireAccessible(state string, looks ...chromium.Look) {
 	o.t.Helper()
 	script, err := axe()
 	testbedtest.Require(o.t, "axe-core", err)
-	for _, look := range chromium.Looks {
+	if len(looks) == 0 {
+		looks = chromium.Looks[1:2]
+	}
+	for _, look := range looks {
 		o.must(o.As(o.ctx, look))
 		found, err := o.Violations(o.ctx, script)
 		o.must(err)
