@@ -64,9 +64,11 @@ func TestSignInRefreshSignOut(t *testing.T) {
 
 	o.click("#leave")
 	o.awaitText("#notice", "You are signed out, and the session of this page is gone.")
-	if len(hs.signedOut) != 1 {
-		t.Errorf("signed out were %q", hs.signedOut)
-	}
+	hs.set(func() {
+		if len(hs.signedOut) != 1 {
+			t.Errorf("signed out were %q", hs.signedOut)
+		}
+	})
 	if shown := o.text(".person"); len(shown) != 0 {
 		t.Errorf("it still shows %q", shown)
 	}

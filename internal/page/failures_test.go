@@ -67,7 +67,9 @@ func TestWhatAFailedRefreshSays(t *testing.T) {
 	if got := o.text(".detail"); len(got) != 1 || !strings.Contains(got[0], "freshen cannot reach its own database.") {
 		t.Errorf("that the database is away, it does not say: %q", got)
 	}
-	press(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>Bad gateway", http.StatusBadGateway) }, `Your homeserver has a problem\.`)
+	press(func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "<html>Bad gateway", http.StatusBadGateway)
+	}, `Your homeserver has a problem\.`)
 	press(breaks, `Your homeserver cannot be reached\. Are you online\?`)
 	press(answers(http.StatusForbidden, map[string]any{"errcode": "M_FORBIDDEN", "error": "You share no room with this user."}),
 		`Your homeserver refuses this: You share no room with this user\.`)

@@ -38,6 +38,7 @@ type homeserver struct {
 	// instead answers a path in place of the script.
 	instead map[string]http.HandlerFunc
 
+	synced    int
 	news      chan []string // whom the next /sync names
 	tokens    map[string]bool
 	signedOut []string
@@ -181,7 +182,11 @@ func (h *homeserver) authenticated(w http.ResponseWriter, r *http.Request, path,
 
 // sync tells of the rooms at first, and later waits for news.
 func (h *homeserver) sync(w http.ResponseWriter, r *http.Request) {
-	answer := map[string]any{"next_batch": "s1"}
+	answer := map[string]any{}
+	h.set(func() {
+		h.synced++
+		answer["next_batch"] = fmt.Sprint("s", h.synced)
+	})
 	if r.URL.Query().Get("since") == "" {
 		rooms := map[string]any{"!plain:a.example": map[string]any{}}
 		h.mu.Lock()

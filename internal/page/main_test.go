@@ -20,7 +20,7 @@ import (
 )
 
 // patience is how long a test waits for what should happen at once.
-const patience = time.Minute
+const patience = 2 * time.Minute
 
 // shared is the browser of all tests.
 var shared struct {

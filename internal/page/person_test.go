@@ -4,7 +4,6 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
-	"encoding/json"
 	"maps"
 
 	"maunium.net/go/mautrix/crypto/canonicaljson"
@@ -36,11 +35,11 @@ func (p *person) sign(object map[string]any, name string, key ed25519.PrivateKey
 	bare := maps.Clone(object)
 	delete(bare, "signatures")
 	delete(bare, "unsigned")
-	data, err := json.Marshal(bare)
+	data, err := canonicaljson.Marshal(bare)
 	if err != nil {
 		panic(err)
 	}
-	signature := ed25519.Sign(key, canonicaljson.CanonicalJSONAssumeValid(data))
+	signature := ed25519.Sign(key, data)
 	signatures, ok := object["signatures"].(map[string]any)
 	if !ok {
 		signatures = map[string]any{p.id: map[string]any{}}

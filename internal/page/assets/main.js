@@ -200,6 +200,7 @@ async function load(mine) {
     const everybody = [...people.values()];
     notice("loading", "loadingDevices", { count: t("persons", { n: everybody.length }) });
     const devices = learnKeys(everybody);
+    devices.catch(() => {}); // it is awaited below, unless something else fails first
     await learnStandings(everybody).catch((error) => {
         mine.ending.signal.throwIfAborted();
         const said = error instanceof Refusal ? error.said : "";
@@ -235,8 +236,10 @@ const pollFor = 30_000;
 async function follow(mine, since) {
     for (let failures = 0; !mine.ending.signal.aborted;) {
         try {
-            const types = ["m.room.encryption", "m.room.member"];
+            const types = ["m.room.encryption", "m.room.member"], asked = Date.now();
             const answer = await request("GET", syncPath(since, types, failures > 0 ? 0 : pollFor), undefined, { timeout: pollFor + 60_000 });
+            // A homeserver whose token stands still answers at once, again and again.
+            if (answer.next_batch === since && Date.now() - asked < 1_000) await pause(1_000, mine.ending.signal);
             since = answer.next_batch ?? since;
             if (failures > 0) notice("connection");
             failures = 0;
@@ -388,7 +391,7 @@ function failureOf(error, person) {
     if (error.status === 429) {
         person.notBefore = Date.now() + error.retryAfterMs;
         if (error.retryAfterMs === 0) return { said: [["limitedSome"]] };
-        pause(error.retryAfterMs, session?.ending.signal).then(() => show(person));
+        pause(error.retryAfterMs, here().ending.signal).then(() => show(person));
         return { said: [["limited", { time: clock(person.notBefore) }]] };
     }
     if (error.errcode === "M_GUEST_ACCESS_FORBIDDEN") return { said: [["guest"]] };

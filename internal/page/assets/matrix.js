@@ -37,7 +37,16 @@ class Unreachable extends Error {
 let session = null;
 let sessionEnded = () => {};
 
-async function request(method, path, body, { timeout = requestTimeout, as = session } = {}) {
+// over stands for a session that has ended: what still runs for it stops at its next request.
+const over = { token: "", ending: new AbortController() };
+over.ending.abort();
+const here = () => session ?? over;
+const stopIfOver = () => here().ending.signal.throwIfAborted();
+
+// request asks the homeserver, as who is signed in unless as says otherwise (null for nobody), and returns the answer's JSON.
+// It throws a Refusal, or an Unreachable, or, once the session is over, what aborts it.
+async function request(method, path, body, { timeout = requestTimeout, as = here() } = {}) {
+    as?.ending.signal.throwIfAborted();
     const tooLate = AbortSignal.timeout(timeout);
     const headers = {};
     if (as) headers.Authorization = "Bearer " + as.token;
@@ -122,6 +131,7 @@ const pause = (ms, signal) => new Promise((resolve) => {
         resolve();
     };
     const timer = setTimeout(end, ms);
+    if (signal?.aborted) end();
     signal?.addEventListener("abort", end, { once: true });
 });
 

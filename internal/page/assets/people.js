@@ -41,22 +41,23 @@ async function meet(rooms) {
     await inTurn(rooms, 4, async (room) => {
         try {
             const answer = await request("GET", v3 + "/rooms/" + encodeURIComponent(room) + "/joined_members");
+            stopIfOver();
             unread.delete(room);
             for (const [id, member] of Object.entries(answer.joined ?? {})) {
-                if (id === session?.userId || !/^@.+:.+$/s.test(id)) continue;
+                if (id === here().userId || !/^@.+:.+$/s.test(id)) continue;
                 const name = foreign(member?.display_name);
                 const known = people.get(id);
                 if (known) {
                     known.name ||= name;
                     continue;
                 }
-                const local = serverOf(id) === serverOf(session.userId);
+                const local = serverOf(id) === serverOf(here().userId);
                 const person = { id, name, server: foreign(serverOf(id), 255), local, keys: null, standing: null, busy: false, result: null, waiting: new Set() };
                 people.set(id, person);
                 fresh.push(person);
             }
         } catch (error) {
-            session.ending.signal.throwIfAborted();
+            stopIfOver();
             if (error instanceof Refusal && [403, 404].includes(error.status)) encrypted.delete(room); // left meanwhile
             else unread.add(room);
         }
@@ -88,7 +89,7 @@ async function learnKeys(persons, progress = () => {}) {
         try {
             answer = await request("POST", v3 + "/keys/query", { device_keys: asked, timeout: keysPatience });
         } catch {
-            session.ending.signal.throwIfAborted();
+            stopIfOver();
             whole = false;
             return;
         }

@@ -36,6 +36,7 @@ function rowOf(person) {
         button, facts: make("p", "facts"), result: make("p", "result"), detail: make("p", "small detail"),
         summary: make("summary"), devices: make("ul", "devices"), master: make("p", "small fingerprint"), shown: null,
     };
+    row.master.hidden = true;
     row.disclosure = make("details", "", row.summary, row.master, row.devices);
     row.element = make("li", "card person", make("div", "top", who, button), row.facts, row.result, row.detail, row.disclosure);
     rows.set(person.id, row);

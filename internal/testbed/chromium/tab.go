@@ -191,7 +191,7 @@ func (t *Tab) Screenshot(ctx context.Context, file string) error {
 	if data, err = small(data); err != nil {
 		return err
 	}
-	return os.WriteFile(file, data, 0o644) //nolint:gosec // G306: part of the documentation
+	return os.WriteFile(file, data, 0o644)
 }
 
 // Violations has axe-core, whose source is script, look at the page, and returns what is not accessible about it.
