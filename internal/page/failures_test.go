@@ -262,6 +262,14 @@ func TestPartsAreMissing(t *testing.T) {
 		t.Errorf("it says %q, which it does not know", got)
 	}
 	o.requireAccessible("parts are missing")
+	hs.does(page.Path+"standing", nil)
+	o.click(".person:last-child .refresh")
+	o.await(`document.getElementById("trouble").hidden`)
+	o.awaitText(".person:first-child .fact", "Never refreshed here")
+	hs.does(v3+"/rooms/!broken%3Aa.example/joined_members", nil)
+	hs.news <- nil
+	o.awaitText("#summary", "2 people")
+	o.await(`document.getElementById("unseen-rooms").hidden`)
 
 	down := newHomeserver(t)
 	down.does(v3+"/sync", breaks)

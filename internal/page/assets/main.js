@@ -1,7 +1,10 @@
 // Signing in and out, the button, and what /sync brings.
 
+// notice shows a sentence in an element, or hides it. What stands there already is not said again to a screen reader.
 function notice(id, name, params) {
-    const element = $(id);
+    const element = $(id), said = JSON.stringify([name, params]);
+    if (element.dataset.said === said) return;
+    element.dataset.said = said;
     element.hidden = name === undefined;
     if (name === undefined) element.replaceChildren();
     else say(element, name, params);
@@ -209,12 +212,17 @@ async function load(mine) {
     await Promise.race([devices, pause(mostPatience, mine.ending.signal)]);
     mine.ending.signal.throwIfAborted();
     notice("loading");
-    if (unread.size > 0) notice("unseen-rooms", "someRooms", { n: unread.size });
+    showUnread();
     ordered = inOrder();
     showList();
     lookAgain(mine);
     devices.then(() => everybody.forEach(show)).catch(() => {});
     await follow(mine, since);
+}
+
+function showUnread() {
+    if (unread.size > 0) notice("unseen-rooms", "someRooms", { n: unread.size });
+    else notice("unseen-rooms");
 }
 
 $("load-again").addEventListener("click", () => during(session, () => load(session)));
@@ -248,6 +256,7 @@ async function follow(mine, since) {
             }
             const rooms = new Set([...roomsIn(answer), ...unread]);
             if (rooms.size > 0) await welcome(await meet(rooms));
+            showUnread();
             if (stale.size > 0) await hear(mine);
         } catch (error) {
             mine.ending.signal.throwIfAborted();
@@ -309,14 +318,28 @@ async function learnAgain(mine, persons) {
 
 let looking;
 
+const withoutStanding = () => [...people.values()].filter((person) => person.standing === null);
+
+// learnMissing asks how the lists stand of those of whom that could not be told yet.
+async function learnMissing() {
+    const missing = withoutStanding();
+    if (missing.length > 0) await learnStandings(missing);
+    notice("trouble");
+    missing.forEach(show);
+}
+
+const noStandingFor = 30_000; // until it is asked again how lists stand, where that could not be told
+
 // lookAgain looks, a little after something that is owed was to be tried, what came of it: a failure is announced by nobody.
 function lookAgain(mine) {
     clearTimeout(looking);
     const owed = [...people.values()].filter((person) => person.standing?.owed);
-    if (owed.length === 0) return;
-    const next = Math.min(...owed.map((person) => (person.standing.owed.running ? Date.now() : person.standing.owed.next)));
-    const wait = Math.min(Math.max(next + 2_000 - Date.now(), 3_000), 3_600_000);
+    const times = owed.map((person) => (person.standing.owed.running ? Date.now() : person.standing.owed.next) + 2_000);
+    if (withoutStanding().length > 0) times.push(Date.now() + noStandingFor);
+    if (times.length === 0) return;
+    const wait = Math.min(Math.max(Math.min(...times) - Date.now(), 3_000), 3_600_000);
     looking = setTimeout(() => during(mine, async () => {
+        await learnMissing().catch(stopIfOver);
         const due = owed.filter((person) => (person.standing?.owed?.next ?? 0) <= Date.now() + 1_000 || person.standing?.owed?.running);
         if (due.length > 0) await learnAgain(mine, due);
         // Who was paid may not have been announced yet, if /sync fails.
@@ -356,8 +379,7 @@ async function press(person) {
             person.waiting.delete(told);
             person.busy = false;
         }
-        await learnStandings([person]).catch(() => {});
-        mine.ending.signal.throwIfAborted();
+        await learnStandings([person]).then(learnMissing).catch(stopIfOver);
         show(person);
         announce(person);
         if (person.result.kind === "good") rows.get(person.id).disclosure.open = true;

@@ -120,10 +120,11 @@ function likelyStale(person) {
 }
 
 const called = (person) => person.name || person.id;
+const byName = new Intl.Collator(undefined, { numeric: true });
 
 function inOrder() {
     return [...people.values()].sort((a, b) => likelyStale(b) - likelyStale(a) || a.local - b.local ||
-        called(a).localeCompare(called(b)) || (a.id < b.id ? -1 : 1));
+        byName.compare(called(a), called(b)) || (a.id < b.id ? -1 : 1));
 }
 
 // essence is what a list says, without what homeservers add.
