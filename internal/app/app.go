@@ -19,6 +19,7 @@ import (
 	"freshen/internal/listen"
 	"freshen/internal/metrics"
 	"freshen/internal/overlay"
+	"freshen/internal/page"
 	"freshen/internal/probe"
 	"freshen/internal/store"
 )
@@ -115,13 +116,16 @@ func (a *App) openFederation() error {
 func (a *App) openHandler() {
 	a.hs = homeserver.New(a.cfg.Homeserver.URL, nil)
 	a.proxy = overlay.New(overlay.Config{Homeserver: a.cfg.Homeserver.URL, Who: a.hs, Log: a.log, Now: a.now})
-	own := clientapi.New(a.hs, refresher{a}, a.log)
+	own, button := clientapi.New(a.hs, refresher{a}, a.log), page.Handler()
 	a.handler = probe.Handler(a.probeKey, a.now, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if own.Match(r) {
+		switch {
+		case own.Match(r):
 			own.ServeHTTP(w, r)
-			return
+		case a.cfg.Page && page.Match(r):
+			button.ServeHTTP(w, r)
+		default:
+			a.proxy.ServeHTTP(w, r)
 		}
-		a.proxy.ServeHTTP(w, r)
 	}))
 }
 

@@ -193,3 +193,10 @@ func (r refresher) Refresh(ctx context.Context, who freshen.Requester, target id
 	}
 	return store.Away(r.app.away)
 }
+
+func (r refresher) Standing(ctx context.Context, who freshen.Requester, users []id.UserID, cred homeserver.Credentials) (map[id.UserID]freshen.Standing, error) {
+	if e := r.app.engine.Load(); e != nil {
+		return e.refresh.Standing(ctx, who, users, cred)
+	}
+	return nil, store.Away(r.app.away)
+}

@@ -38,6 +38,7 @@ type Config struct {
 	Limits     Limits
 	Cache      Cache
 	Retry      Retry
+	Page       bool // serve the page for people whose client has no button
 	Admin      Admin
 	Log        Log
 
@@ -157,6 +158,7 @@ func Default() *Config {
 		},
 		Cache: Cache{Success: 30 * time.Second, Failure: 10 * time.Second},
 		Retry: Retry{First: 30 * time.Second, Most: 6 * time.Hour, GiveUpAfter: 7 * 24 * time.Hour},
+		Page:  true,
 		Admin: Admin{Listen: "127.0.0.1:9009"},
 		Log:   Log{Level: slog.LevelInfo, Format: LogText},
 	}
@@ -234,6 +236,8 @@ func (c *Config) read(root *section, dir string, getenv func(string) string) {
 	cache.done()
 
 	c.Retry.read(root.section("retry"))
+
+	root.boolean("page", &c.Page)
 
 	admin := root.section("admin")
 	admin.override("listen", EnvAdminListen, getenv)

@@ -63,6 +63,7 @@ limits:
   shared_rooms_only: true
 cache: {success: 1m, failure: 5s}
 retry: {first: 1m, most: 1h, give_up_after: 48h}
+page: false
 admin: {listen: localhost:9}
 log: {level: debug, format: json}
 `)
@@ -219,7 +220,7 @@ cache: {success: -1s}
 			`freshen.yaml:7: cache.success: must be from 1ms to 1h, is -1s`,
 		}},
 		{name: "keys that are no words", text: required + "\"a\\nb\": 1\n? [x]\n: y\n", want: []string{
-			`freshen.yaml:2: "a\nb": is no key that freshen knows; here may stand listen, database, homeserver, federation, limits, cache, retry, admin, log`,
+			`freshen.yaml:2: "a\nb": is no key that freshen knows; here may stand listen, database, homeserver, federation, limits, cache, retry, page, admin, log`,
 			"freshen.yaml:3: has a key that is no plain word, but a list",
 		}},
 		{name: "merge keys are keys", text: required + "log: {<<: {level: info}}\n", want: []string{

@@ -88,6 +88,7 @@ var texts = map[string]struct{ what, allowed string }{
 	"retry.first":                  {"How long after a failure the server is tried again", ""},
 	"retry.most":                   {"Where the doubling of that ends", "`retry.first` to `720h`"},
 	"retry.give_up_after":          {"When what is owed is given up", "`retry.first` to `8760h`"},
+	"page":                         {"Serve [the page](page.md) on which people refresh their contacts' lists", ""},
 	"admin.listen":                 {"`/health`, `/ready`, `/owed` and `/metrics`, for operators only", "as `listen`, but not the same"},
 	"admin.pprof":                  {"Serve Go's profiles at `/debug/pprof/` of `admin.listen`", ""},
 	"log.level":                    {"The least that is logged", ""},

@@ -43,6 +43,8 @@ type Fetcher interface {
 type Neighbourhood interface {
 	// Shares asks whether who shares a room with target.
 	Shares(ctx context.Context, who id.UserID, cred homeserver.Credentials, target id.UserID) (bool, error)
+	// SharesOf asks with which of the targets who shares a room. With an error, it names those that could be told.
+	SharesOf(ctx context.Context, who id.UserID, cred homeserver.Credentials, targets []id.UserID) ([]id.UserID, error)
 	// Explore finds out, in the background, which local users a change of target's concerns, from the point of view of
 	// who. It does not block.
 	Explore(who id.UserID, cred homeserver.Credentials, target id.UserID)
@@ -98,7 +100,8 @@ type Engine struct {
 	rooms  Neighbourhood
 	log    *slog.Logger
 	users  *limit.Limiter
-	shared atomic.Bool // SharedRoomsOnly, as it stands
+	asking *limit.Limiter // who asks how lists stand
+	shared atomic.Bool    // SharedRoomsOnly, as it stands
 	recent outcomes
 	slow   slowness
 	ended  endings
@@ -134,6 +137,7 @@ func New(cfg Config, s *store.Store, fetch Fetcher, rooms Neighbourhood, log *sl
 	e := &Engine{
 		cfg: cfg, store: s, fetch: fetch, rooms: rooms, log: log,
 		users:   limit.New(cfg.PerUser),
+		asking:  limit.New(standingRate),
 		recent:  newOutcomes(cfg.SuccessFor, cfg.FailureFor),
 		slow:    newSlowness(),
 		flights: map[id.UserID]*flight{}, probes: map[string]*probe{},

@@ -30,6 +30,7 @@ func (s *Store) Hot() map[string]Query {
 		"a destination":                  {selectDestination, []any{"s1.org"}},
 		"the audience of a list":         {selectAudience, []any{"@u1:s1.org", true, maxAudience}},
 		"a kept list":                    {selectKept, []any{"@u1:s1.org"}},
+		"what a client asks about":       {s.dialect.standings, []any{`["@u1:s1.org","@u2:s2.org"]`, "@alice:a.org"}},
 	}
 }
 
