@@ -25,7 +25,7 @@ const Path = "/_matrix/client/unstable/org.matrix.msc2638/"
 var assets embed.FS
 
 // scripts are the files of the script, in their order.
-var scripts = []string{"text.js", "matrix.js", "keys.js", "people.js", "rows.js", "main.js"}
+var scripts = []string{"text.js", "matrix.js", "keys.js", "people.js", "rows.js", "entrance.js", "main.js"}
 
 // document is the page and the headers that it comes with.
 type document struct {

@@ -80,30 +80,31 @@ async function learnStandings(persons) {
     }
 }
 
-// learnKeys asks for the keys of these people. Whom it cannot ask about stays as they are; it says whether there is such.
-async function learnKeys(persons, progress = () => {}) {
+// learnKeys asks for the keys of these people. Whom it cannot ask about stays as they are, and is stale; it says whether there
+// is no such.
+async function learnKeys(persons) {
     let whole = true;
     await inTurn(inBatches(persons, keysAtOnce), 3, async (batch) => {
+        batch.forEach((person) => stale.delete(person.id)); // what is announced from now on is news again
         const asked = Object.fromEntries(batch.map((person) => [person.id, []]));
         let answer;
         try {
             answer = await request("POST", v3 + "/keys/query", { device_keys: asked, timeout: keysPatience });
         } catch {
             stopIfOver();
+            batch.forEach((person) => stale.add(person.id));
             whole = false;
             return;
         }
         for (const person of batch) {
             const devices = own(answer.device_keys, person.id), master = own(answer.master_keys, person.id);
             const unanswered = Boolean(own(answer.failures, serverOf(person.id)));
-            stale.delete(person.id);
             if (unanswered && !isObject(devices) && person.keys) {
                 person.keys.unanswered = true;
                 continue;
             }
             person.keys = { devices: isObject(devices) ? devices : {}, master, selfSigning: own(answer.self_signing_keys, person.id), unanswered };
         }
-        progress(batch.length);
     });
     return whole;
 }
