@@ -15,6 +15,7 @@ import (
 
 	"freshen/internal/app"
 	"freshen/internal/config"
+	"freshen/internal/doctor"
 )
 
 type serveCmd struct{}
@@ -59,6 +60,10 @@ func (*serveCmd) Run(line *cli, to console) (err error) {
 		"server_name", cfg.Homeserver.Name,
 		"homeserver", cfg.Homeserver.URL.String(),
 		"database", cfg.Database.Redacted())
+	if files, ok := openFiles(); ok && files < doctor.FilesAtLeast {
+		log.Warn("few files may be open at once, and each /sync that waits takes two: connections beyond that have to wait",
+			"files", files, "wanted", doctor.FilesAtLeast, "do", doctor.MoreFiles)
+	}
 	done := make(chan struct{})
 	var reloading sync.WaitGroup
 	reloading.Go(func() {
