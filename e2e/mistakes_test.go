@@ -157,7 +157,7 @@ func mistakesInside() []mistake {
 		},
 		{
 			name: "read-only database", failed: []string{"freshen", "database"},
-			says: []string{"freshen.db: permission denied", "Give {dir}/data, and freshen.db in it, to the user that freshen runs as (chown)"},
+			says: []string{"data/freshen.db cannot be written: permission denied", "Give {dir}/data, and freshen.db in it, to the user that freshen runs as (chown)"},
 			start: func(s *site) {
 				data := s.folder("data")
 				s.set(`database: .*`, "database: data/freshen.db")

@@ -140,6 +140,9 @@ func (d *doctor) database(ctx context.Context) {
 		d.say("database", Failed, sentence(strings.TrimPrefix(err.Error(), "database: ")), d.databaseFix(err))
 	case d.running:
 		d.say("database", Failed, fmt.Sprintf("freshen says: %s. Seen from here, %s is well.", d.ready, database.Redacted()), "Look at freshen's log, which says what is wrong.")
+	case database.URL == nil && os.Geteuid() == 0:
+		d.say("database", Warning, database.Redacted()+" can be used by root, as whom the doctor runs; whether the user that freshen runs as may write it, root cannot tell.",
+			"If freshen does not start, its log says whether that is why: journalctl -u freshen.")
 	default:
 		d.say("database", OK, database.Redacted()+" can be used.", "")
 	}
@@ -171,14 +174,22 @@ func (*doctor) sqlite(ctx context.Context, path string) error {
 		err = file.Close()
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("the database cannot be written: %w", err)
+		return fmt.Errorf("the database %s cannot be written: %w", path, reason(err))
 	}
 	// SQLite makes files beside it.
 	trial, err := os.CreateTemp(filepath.Dir(path), ".freshen-doctor-*")
 	if err != nil {
-		return fmt.Errorf("nothing can be written beside the database: %w", err)
+		return fmt.Errorf("nothing can be written beside the database %s: %w", path, reason(err))
 	}
 	return errors.Join(trial.Close(), os.Remove(trial.Name()))
+}
+
+// reason is an error of the file system without what was called, and on which path.
+func reason(err error) error {
+	if inner, ok := errors.AsType[*fs.PathError](err); ok {
+		return inner.Err
+	}
+	return err
 }
 
 // sentence begins with a capital and ends with a full stop.
