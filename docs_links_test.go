@@ -101,7 +101,7 @@ func TestLinksLeadSomewhere(t *testing.T) {
 	}
 	links := 0
 	for _, p := range all {
-		for _, match := range regexp.MustCompile(`\]\(([^)\s]+)\)`).FindAllStringSubmatch(p.text, -1) {
+		for _, match := range regexp.MustCompile(`(?:\]\(|src=")([^)"\s]+)[)"]`).FindAllStringSubmatch(p.text, -1) {
 			target, anchor, _ := strings.Cut(match[1], "#")
 			if strings.Contains(target, "://") {
 				continue

@@ -172,6 +172,40 @@ func TestDocumentedTestsExist(t *testing.T) {
 	}
 }
 
+// Who searches the log for a message must find it as it is written.
+func TestDocumentedMessages(t *testing.T) {
+	t.Parallel()
+	var sources strings.Builder
+	for _, root := range []string{"cmd", "internal"} {
+		err := filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			data, err := os.ReadFile(path)
+			sources.Write(data)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	text, err := os.ReadFile("docs/troubleshooting.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(text), "### Messages in the log\n")
+	table, _, _ = strings.Cut(table, "\n#")
+	messages := regexp.MustCompile("(?m)^\\| `([^`]+)`").FindAllStringSubmatch(table, -1)
+	if len(messages) < 5 {
+		t.Fatalf("only %d messages are explained", len(messages))
+	}
+	for _, match := range messages {
+		if !strings.Contains(sources.String(), `"`+match[1]) {
+			t.Errorf("docs/troubleshooting.md explains %q, which freshen never logs", match[1])
+		}
+	}
+}
+
 // Paths of the sources that are named must be there.
 func TestDocumentedPathsExist(t *testing.T) {
 	t.Parallel()
