@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
@@ -122,13 +123,19 @@ func (c *clinic) matrix(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// proxyTo passes a request on as it came.
+// proxyTo passes a request on as it came, once it is there as a whole: nginx waits for bodies, too.
 func (c *clinic) proxyTo(w http.ResponseWriter, r *http.Request, to string) {
 	upstream, err := url.Parse(to)
 	if err != nil {
 		c.t.Error(err)
 		return
 	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		c.t.Error(err)
+		return
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
 	proxy := httputil.ReverseProxy{Rewrite: func(pr *httputil.ProxyRequest) { pr.SetURL(upstream) }}
 	proxy.ServeHTTP(w, r)
 }

@@ -120,8 +120,11 @@ func Run(ctx context.Context, cfg Config) *Report {
 	d.freshen(ctx)
 	d.database(ctx)
 	d.homeserver(ctx)
+	compared := d.signingKey(ctx, cfg.Config.Homeserver.URL.String())
 	public := d.findPublic(ctx)
-	d.signingKey(ctx, public)
+	if !compared && (public == "" || !d.signingKey(ctx, public)) {
+		d.notCompared()
+	}
 	if public != "" {
 		d.ways(ctx, public)
 	}

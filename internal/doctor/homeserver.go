@@ -63,23 +63,20 @@ type published struct {
 	OldKeys map[string]json.RawMessage `json:"old_verify_keys"`
 }
 
-// signingKey compares the key in our file to the one that the homeserver publishes. Its client listener may not serve
-// that; then the public server mostly does.
-func (d *doctor) signingKey(ctx context.Context, public string) {
-	cfg := d.Config.Config.Homeserver
-	for _, base := range []string{cfg.URL.String(), public} {
-		if base == "" {
-			continue
-		}
-		a, err := d.ask(ctx, question{method: http.MethodGet, base: base, path: "/_matrix/key/v2/server"})
-		var said published
-		if err != nil || a.status != http.StatusOK || json.Unmarshal(a.body, &said) != nil || said.ServerName == "" {
-			continue
-		}
-		d.compareKey(&said, base)
-		return
+// signingKey compares the key in our file to the one that is published at base, if one is. The homeserver's client listener may
+// not serve that; then the public server mostly does.
+func (d *doctor) signingKey(ctx context.Context, base string) (compared bool) {
+	a, err := d.ask(ctx, question{method: http.MethodGet, base: base, path: "/_matrix/key/v2/server"})
+	var said published
+	if err != nil || a.status != http.StatusOK || json.Unmarshal(a.body, &said) != nil || said.ServerName == "" {
+		return false
 	}
-	d.say("signing key", Warning, "Neither the homeserver's client listener nor the public URL serves /_matrix/key/v2/server, so the key in "+cfg.SigningKey+" could not be compared.",
+	d.compareKey(&said, base)
+	return true
+}
+
+func (d *doctor) notCompared() {
+	d.say("signing key", Warning, "Neither the homeserver's client listener nor the public URL serves /_matrix/key/v2/server, so the key in "+d.Config.Config.Homeserver.SigningKey+" could not be compared.",
 		"Let the doctor fetch from another server: --server matrix.org shows whether it accepts the key.")
 }
 

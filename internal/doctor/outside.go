@@ -59,6 +59,10 @@ func (d *doctor) findPublic(ctx context.Context) (base string) {
 	if d.PublicURL != "" {
 		return strings.TrimRight(d.PublicURL, "/")
 	}
+	if d.misnamed == "server name" {
+		d.say("public URL", Warning, "Where clients find the site was not looked at, since "+d.Config.Config.Homeserver.Name+" is not its server name.", "See server name, above, and ask again.")
+		return ""
+	}
 	host := id.ParseServerName(d.Config.Config.Homeserver.Name).Host
 	a, err := d.ask(ctx, question{method: http.MethodGet, base: "https://" + host, path: "/.well-known/matrix/client", follow: true})
 	const fix = "Serve the file, or name the base URL that clients use: freshen doctor --url https://…"
