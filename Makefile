@@ -28,7 +28,7 @@ SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 
 .DEFAULT_GOAL := help
-.PHONY: help build package demo test soak lint bench microbench fuzz go compiler servers clients dendrite synapse clean
+.PHONY: help build package demo test soak lint docs bench microbench fuzz go compiler servers clients dendrite synapse clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ lint: go ## Look for mistakes: gofmt, go vet, golangci-lint
 	$(GO) vet -tags $(TAGS) ./...
 	@echo 'golangci-lint comes through tools/go.mod; building it takes about a minute the first time.'
 	$(LINTER) run ./...
+
+docs: go ## Write the table of keys in docs/configuration.md anew, from the code
+	$(GO) generate ./internal/config
 
 bench: go ## Measure freshen beside a direct connection and print a table (5 minutes; PARTS=sync,wake for some)
 	$(GO) build -o $(BIN)/bench ./internal/bench

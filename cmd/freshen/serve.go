@@ -17,6 +17,7 @@ import (
 
 	"freshen/internal/app"
 	"freshen/internal/config"
+	"freshen/internal/doctor"
 )
 
 type serveCmd struct{}
@@ -62,6 +63,10 @@ func (*serveCmd) Run(line *cli, to console) (err error) {
 		"server_name", cfg.Homeserver.Name,
 		"homeserver", cfg.Homeserver.URL.String(),
 		"database", cfg.Database.Redacted())
+	if files, ok := openFiles(); ok && files < doctor.FilesAtLeast {
+		log.Warn("few files may be open at once, and each /sync that waits takes two: connections beyond that have to wait",
+			"files", files, "wanted", doctor.FilesAtLeast, "do", doctor.MoreFiles)
+	}
 	tellSystemd(log, daemon.SdNotifyReady) // connections come in since Open
 	done := make(chan struct{})
 	var reloading sync.WaitGroup

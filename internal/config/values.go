@@ -81,10 +81,11 @@ func (s *section) boolean(key string, into *bool) {
 	}
 }
 
-func (s *section) rate(key string, into *Rate) {
+// rate takes a mapping of two keys; each is what the first of them says, ending in "…".
+func (s *section) rate(key string, into *Rate, each string) {
 	sub := s.section(key)
-	sub.duration("every", &into.Every, time.Millisecond, 24*time.Hour)
-	sub.integer("burst", &into.Burst, 1, 1_000_000)
+	sub.is(each).duration("every", &into.Every, time.Millisecond, 24*time.Hour)
+	sub.is("… after so many at once").integer("burst", &into.Burst, 1, 1_000_000)
 	sub.done()
 }
 

@@ -50,7 +50,11 @@ func (f *Found) Text(path string) string {
 		} else if folder == "" {
 			b.WriteString("\n")
 		}
-		comment(&b, indent, strings.TrimSuffix(plain(key.What), " …")+". Allowed: "+strings.TrimSuffix(plain(key.Allowed), ", see below")+".")
+		text := strings.TrimSuffix(plain(key.What), " …") + ". Allowed: " + strings.TrimSuffix(plain(key.Allowed), ", see below") + "."
+		if key.Variable != "" {
+			text += " The environment's " + key.Variable + " overrides it."
+		}
+		comment(&b, indent, text)
 		if key.Path == "database" && f.Postgres != "" {
 			comment(&b, indent, "For several instances a database of its own on the homeserver's Postgres, the password by FRESHEN_DATABASE: postgres://freshen@"+
 				f.Postgres+"/freshen")

@@ -125,7 +125,7 @@ func (w *World) Close(ctx context.Context) error {
 	}
 	errs = append(errs, together(func() error { return w.A.Stop(ctx) }, func() error { return w.B.Stop(ctx) }))
 	if w.Link != nil {
-		errs = append(errs, w.Link.close())
+		errs = append(errs, w.Link.Close())
 	}
 	w.http.CloseIdleConnections()
 	return errors.Join(errs...)
