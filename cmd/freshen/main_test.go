@@ -132,7 +132,7 @@ limits:
 `)
 	want := `freshen.yaml:1: listen: must be host:port, such as 127.0.0.1:8009 or [::1]:8009, is "8009"
 freshen.yaml:2: homeserver.url: is required and missing
-freshen.yaml:5: homeserver.type: is no key that freshen knows; here may stand name, url, signing_key, kind, synapse
+freshen.yaml:5: homeserver.type: is no key that freshen knows; here may stand name, url, signing_key, kind, synapse, dendrite
 freshen.yaml:7: limits.per_user.burst: must be at least 1, is 0
 freshen.yaml:7: limits.per_user.every: must be a duration with its unit, such as 30s or 1h30m, is "6"
 `
