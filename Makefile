@@ -17,6 +17,11 @@ SEED      ?= 0
 # For one package's tests; the homeservers of some take their time on a small machine.
 TIMEOUT   ?= 20m
 
+# What make package calls it, and from when it is: to the second, so that the same commit gives the same bytes.
+PACKAGE_VERSION = $(or $(VERSION),$(shell git describe --tags --always --dirty))
+PACKAGE_EPOCH   = $(or $(SOURCE_DATE_EPOCH),$(shell git log -1 --format=%ct))
+ARCHS          ?= amd64 arm64
+
 LDFLAGS := -s -w $(if $(VERSION),-X freshen/internal/app.linkedVersion=$(VERSION))
 LINTER  := $(GO) tool -modfile=tools/go.mod golangci-lint
 
@@ -24,7 +29,7 @@ SHELL       := bash
 .SHELLFLAGS := -euo pipefail -c
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test soak lint bench microbench fuzz go compiler servers clients dendrite synapse clean
+.PHONY: help build package demo test soak lint docs bench microbench fuzz go compiler servers clients dendrite synapse clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +37,10 @@ help: ## List the targets
 build: go ## Build freshen into bin/freshen, static (VERSION=v1.2.3 to name it)
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/freshen ./cmd/freshen
 	@echo "Built $(BIN)/freshen: $$($(BIN)/freshen version)"
+
+package: go ## Build a Debian package and an archive for each of ARCHS into bin, the same bytes for the same commit (on Linux)
+	@echo 'nfpm, which packs them, comes through tools/nfpm/go.mod; building it takes about a minute the first time, and freshen as long.'
+	@for arch in $(ARCHS); do VERSION='$(PACKAGE_VERSION)' SOURCE_DATE_EPOCH='$(PACKAGE_EPOCH)' deploy/package/build.sh $$arch $(BIN); done
 
 demo: go ## Watch freshen between two real homeservers (HOMESERVER=synapse puts it before Synapse, KEEP=1 leaves them running)
 	@echo 'The demo needs Go, and Python 3 with venv for HOMESERVER=synapse. The first time it downloads and builds the'
@@ -51,6 +60,9 @@ lint: go ## Look for mistakes: gofmt, go vet, golangci-lint
 	$(GO) vet -tags $(TAGS) ./...
 	@echo 'golangci-lint comes through tools/go.mod; building it takes about a minute the first time.'
 	$(LINTER) run ./...
+
+docs: go ## Write the table of keys in docs/configuration.md anew, from the code
+	$(GO) generate ./internal/config
 
 bench: go ## Measure freshen beside a direct connection and print a table (5 minutes; PARTS=sync,wake for some)
 	$(GO) build -o $(BIN)/bench ./internal/bench
@@ -86,8 +98,9 @@ compiler:
 		echo 'The race detector needs a C compiler: as root, apt-get install -y gcc libc6-dev' >&2; exit 1; \
 	fi
 
-# The tests start their own Postgres and nginx from the programs of these packages, on free ports and in temporary
-# directories, and have prometheus' promtool look at what deploy/prometheus holds. The packages' own services are of no use: policy-rc.d, by which Debian's packages ask whether they may start
+# The tests start their own Postgres, nginx and Caddy from the programs of these packages, on free ports and in temporary
+# directories, have prometheus' promtool look at what deploy/prometheus holds, systemd at its units and mandoc at the manual,
+# and ask three shells to complete commands. The packages' own services are of no use: policy-rc.d, by which Debian's packages ask whether they may start
 # what they bring, says no while they are installed, and they are taken out of what starts with the machine.
 servers:
 	@missing=; \
@@ -95,13 +108,15 @@ servers:
 	PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || missing+=' nginx'; \
 	python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=' python3-venv'; \
 	command -v promtool >/dev/null || missing+=' prometheus'; \
+	for program in caddy fish mandoc zsh; do command -v $$program >/dev/null || missing+=" $$program"; done; \
+	command -v systemd-analyze >/dev/null || missing+=' systemd'; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "Installing what tests start, and no service that runs: apt-get install$$missing"; \
 		policy=/usr/sbin/policy-rc.d; \
 		if [ ! -e $$policy ]; then trap "rm -f $$policy" EXIT; printf '#!/bin/sh\nexit 101\n' > $$policy; chmod 755 $$policy; fi; \
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
-		! command -v systemctl >/dev/null || for package in $${missing/python3-venv/}; do systemctl disable -q "$$package" || true; done; \
+		! command -v systemctl >/dev/null || for package in $${missing/python3-venv/}; do systemctl disable -q "$$package" 2>/dev/null || true; done; \
 	else \
 		echo "Tests that need these Debian packages are left out (with CI set, they fail): as root, apt-get install$$missing" >&2; \
 	fi

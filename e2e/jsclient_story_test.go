@@ -17,6 +17,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"freshen/internal/testbed"
+	"freshen/internal/testbed/chromium"
 	"freshen/internal/testbed/jsclient"
 	"freshen/internal/testbed/testbedtest"
 )
@@ -118,7 +119,7 @@ func needJS(t *testing.T, browser bool) {
 	t.Helper()
 	_, err := jsclient.Install(t.Context(), os.Stderr)
 	if err == nil && browser {
-		_, err = jsclient.FindBrowser()
+		_, err = chromium.Find()
 	}
 	testbedtest.Require(t, "a JavaScript client", err)
 }

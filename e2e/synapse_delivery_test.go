@@ -86,8 +86,23 @@ func TestSynapseAnnouncesItself(t *testing.T) {
 	told(from)
 	p.requireDevices(t, ctx, p.direct, "Synapse after the debt was paid", laptop, tablet)
 
+	awaitUndelivered(t, ctx, world, bob, "")
+	// Without devices, which Synapse stores and announces to nobody.
+	world.Link.LoseDeviceLists(true)
+	bobs := newCaller(t, world.B.URL, laptop.Token())
+	if a := bobs.do(t, ctx, http.MethodPost, "/_matrix/client/v3/logout/all", []byte("{}")); a.status != http.StatusOK {
+		t.Fatalf("Bob cannot sign out: %s", a)
+	}
+	if err := world.Link.AwaitLost(ctx, 1, func(edu testbed.LostEDU) bool { return edu.Deleted && edu.DeviceID == string(laptop.DeviceID()) }); err != nil {
+		t.Fatal(err)
+	}
+	world.Link.LoseDeviceLists(false)
+	press(http.StatusAccepted)
+	awaitUndelivered(t, ctx, world, bob, "no_devices")
+	p.requireDevices(t, ctx, p.direct, "Synapse when Bob has signed out everywhere")
+
 	// Synapse would have looked at what is marked every 30 s; it was told each time.
-	if log, err := os.ReadFile(world.A.LogFile); err != nil || strings.Count(string(log), "Resync for ['"+bob.String()+"']") < 3 {
+	if log, err := os.ReadFile(world.A.LogFile); err != nil || strings.Count(string(log), "Resync for ['"+bob.String()+"']") < 4 {
 		t.Errorf("Synapse was not told to fetch at once (%v):\n%s", err, log)
 	}
 	if log, err := os.ReadFile(world.Freshen.LogFile); err != nil || strings.Contains(string(log), "homeserver.synapse") {

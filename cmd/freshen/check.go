@@ -12,6 +12,7 @@ import (
 
 	"freshen/internal/config"
 	"freshen/internal/federation"
+	"freshen/internal/homeserver"
 	"freshen/internal/store"
 )
 
@@ -54,6 +55,11 @@ func checkFiles(cfg *config.Config) (warning string, err error) {
 	if file := cfg.Homeserver.Synapse.SecretFile; file != "" {
 		if why := unreadable(file); why != "" {
 			wrong["homeserver.synapse.replication_secret_file"] = why
+		}
+	}
+	if file := cfg.Homeserver.Dendrite.AdminTokenFile; file != "" {
+		if _, err := homeserver.ReadToken(file); err != nil {
+			wrong["homeserver.dendrite.admin_token_file"] = err.Error()
 		}
 	}
 	if cfg.Database.URL == nil {

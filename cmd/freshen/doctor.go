@@ -92,9 +92,11 @@ func (c *doctorCmd) look(ctx context.Context, line *cli) (*doctor.Report, error)
 	if warning != "" {
 		first.Status, first.Text, first.Fix = doctor.Warning, warning, "chmod 600 "+cfg.Homeserver.SigningKey
 	}
-	report := doctor.Run(ctx, doctor.Config{
-		Config: cfg, Key: key, Roots: roots, Version: app.Version(), PublicURL: c.URL, Server: c.Server,
-	})
+	visit := doctor.Config{Config: cfg, Key: key, Roots: roots, Version: app.Version(), PublicURL: c.URL, Server: c.Server}
+	if info, err := os.Stat(path); err == nil {
+		visit.Changed = info.ModTime()
+	}
+	report := doctor.Run(ctx, visit)
 	report.Lines = append([]doctor.Line{first}, report.Lines...)
 	return report, nil
 }
@@ -106,13 +108,14 @@ func showReport(w io.Writer, report *doctor.Report) {
 	if file, ok := w.(*os.File); ok && term.IsTerminal(int(file.Fd())) && os.Getenv("NO_COLOR") == "" {
 		colour = map[doctor.Status]string{doctor.OK: "\x1b[32m", doctor.Warning: "\x1b[33m", doctor.Failed: "\x1b[31m"}
 	}
-	for _, line := range report.Lines {
+	for i, line := range report.Lines {
 		begin, end := colour[line.Status], ""
 		if begin != "" {
 			end = "\x1b[0m"
 		}
 		fmt.Fprintf(w, "%s%-7s%s  %-14s %s\n", begin, line.Status, end, line.Check, sentence(line.Text))
-		if line.Fix != "" {
+		// What mends several in a row is said once, after the last.
+		if again := i+1 < len(report.Lines) && report.Lines[i+1].Fix == line.Fix; line.Fix != "" && !again {
 			fmt.Fprintf(w, "         %-14s → %s\n", "", sentence(line.Fix))
 		}
 	}

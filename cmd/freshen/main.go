@@ -31,6 +31,9 @@ type cli struct {
 	Refresh refreshCmd `cmd:"" help:"Refresh a user's device list as a client would, and show the devices and who signed them."`
 	Owed    owedCmd    `cmd:"" help:"Show what freshen owes: the refreshes that it goes on trying."`
 	Version versionCmd `cmd:"" help:"Say which freshen this is."`
+
+	Completion completionCmd `cmd:"" help:"Write what makes a shell complete these commands."`
+	Man        manCmd        `cmd:"" hidden:"" help:"Write a manual page."`
 }
 
 // console is what a command writes to: results to out, everything else to err.

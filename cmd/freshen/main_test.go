@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		binary = filepath.Join(dir, "freshen")
-		build := exec.CommandContext(context.Background(), "go", "build", "-buildvcs=false",
+		build := exec.CommandContext(context.Background(), "go", "build", "-buildvcs=false", "-trimpath",
 			"-ldflags", "-X freshen/internal/app.linkedVersion=v0.0.0-test", "-o", binary, ".")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
@@ -132,7 +132,7 @@ limits:
 `)
 	want := `freshen.yaml:1: listen: must be host:port, such as 127.0.0.1:8009 or [::1]:8009, is "8009"
 freshen.yaml:2: homeserver.url: is required and missing
-freshen.yaml:5: homeserver.type: is no key that freshen knows; here may stand name, url, signing_key, kind, synapse
+freshen.yaml:5: homeserver.type: is no key that freshen knows; here may stand name, url, signing_key, kind, synapse, dendrite
 freshen.yaml:7: limits.per_user.burst: must be at least 1, is 0
 freshen.yaml:7: limits.per_user.every: must be a duration with its unit, such as 30s or 1h30m, is "6"
 `
@@ -165,17 +165,24 @@ func TestCheck(t *testing.T) {
 
 	write(t, dir, "empty.pem", "")
 	write(t, dir, "bad.yaml", `
-homeserver: {name: example.org, url: http://127.0.0.1:8008, signing_key: none.key}
+homeserver: {name: example.org, url: http://127.0.0.1:8008, signing_key: none.key, kind: dendrite,
+  dendrite: {admin_token_file: none.token}}
 federation: {ca_file: empty.pem}
 database: none/freshen.db
 `)
 	stdout, stderr, status = finish(t, command(t, dir, "check", "--config", "bad.yaml"))
 	want = `bad.yaml:2: homeserver.signing_key: the signing key cannot be read: stat none.key: no such file or directory
-bad.yaml:3: federation.ca_file: empty.pem holds no certificate in PEM format
-bad.yaml:4: database: cannot open none: no such file or directory
+bad.yaml:3: homeserver.dendrite.admin_token_file: cannot be read: open none.token: no such file or directory
+bad.yaml:4: federation.ca_file: empty.pem holds no certificate in PEM format
+bad.yaml:5: database: cannot open none: no such file or directory
 `
 	if status != 1 || stdout != "" || stderr != want {
 		t.Errorf("check ends with %d and says:\n%s%s\nwant:\n%s", status, stdout, stderr, want)
+	}
+
+	write(t, dir, "none.token", "two words")
+	if _, stderr, _ := finish(t, command(t, dir, "check", "--config", "bad.yaml")); !strings.Contains(stderr, "none.token must hold an access token and nothing else\n") {
+		t.Errorf("check says of a file without a token:\n%s", stderr)
 	}
 
 	cmd := command(t, dir, "check")

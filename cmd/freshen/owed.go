@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"strings"
@@ -15,12 +16,13 @@ import (
 
 	"freshen/internal/config"
 	"freshen/internal/limit"
+	"freshen/internal/listen"
 	"freshen/internal/owed"
 	"freshen/internal/store"
 )
 
 type owedCmd struct {
-	List  owedListCmd  `cmd:"" default:"withargs" help:"Show what is owed: by server, why, when it is tried next, and until when."`
+	List  owedListCmd  `cmd:"" default:"withargs" help:"Show what is owed: by server, why, when it is tried next, and until when; and what the homeserver does not announce."`
 	Drop  owedDropCmd  `cmd:"" help:"Forget what is owed about a user, or to a whole server."`
 	Retry owedRetryCmd `cmd:"" help:"Try what is owed about a user, or to a whole server, at once."`
 }
@@ -48,9 +50,13 @@ type books interface {
 // database.
 func withBooks(cfg *config.Config, log io.Writer, ask func(context.Context, books) error) (err error) {
 	ctx := context.Background()
-	client := &http.Client{Transport: &http.Transport{}} // without a proxy of the environment
+	base, dial, err := listen.Reach(cfg.Admin.Listen, (&net.Dialer{}).DialContext)
+	if err != nil {
+		return fmt.Errorf("admin.listen is %s, and %w: set %s to where it does", cfg.Admin.Listen, err, config.EnvAdminListen)
+	}
+	client := &http.Client{Transport: &http.Transport{DialContext: dial}} // without a proxy of the environment
 	defer client.CloseIdleConnections()
-	err = ask(ctx, &owed.Client{Address: cfg.Admin.Listen, HTTP: client})
+	err = ask(ctx, &owed.Client{Address: cfg.Admin.Listen, Base: base, HTTP: client})
 	if !errors.Is(err, owed.ErrNotRunning) {
 		return err
 	}
@@ -138,7 +144,7 @@ func writeJSON(w io.Writer, value any) error {
 func showOwed(w io.Writer, list *owed.List, now time.Time) error {
 	if list.Debts == 0 {
 		fmt.Fprintln(w, "Nothing is owed.")
-		return nil
+		return showUndelivered(w, list.Undelivered, now)
 	}
 	fmt.Fprintf(w, "%s owed.\n", strings.Replace(lists(list.Debts)+" are", "list are", "list is", 1))
 	for _, d := range list.Destinations {
@@ -165,6 +171,34 @@ func showOwed(w io.Writer, list *owed.List, now time.Time) error {
 	}
 	if list.Truncated {
 		fmt.Fprintln(w, "\nThere are more, which are not shown.")
+	}
+	return showUndelivered(w, list.Undelivered, now)
+}
+
+// showUndelivered shows of whom the homeserver's clients do not hear from it. Its sentences are ours, with what our own
+// homeserver's connection said; control characters are left out all the same.
+func showUndelivered(w io.Writer, all []owed.Undelivered, now time.Time) error {
+	if len(all) == 0 {
+		return nil
+	}
+	fmt.Fprintf(w, "\nThe homeserver does not announce %s:\n", lists(len(all)))
+	table := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	lasting := false
+	for _, one := range all {
+		next := "not tried again"
+		if one.NextTry != nil {
+			next = "next try " + when(*one.NextTry, now)
+		} else {
+			lasting = true
+		}
+		fmt.Fprintf(table, "  %s\tsince %s\t%s\t%s\n", printable(string(one.Target)), clock(one.Since), next, sentence(one.Error))
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	if lasting {
+		fmt.Fprintln(w, "\nWhat is not tried again, the homeserver never announces. Route /sync and /keys/query to freshen, which does; or live with\n"+
+			"it: freshen owed drop forgets it.")
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -19,9 +20,10 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"freshen"
+	"freshen/internal/config"
 	"freshen/internal/federation"
 	"freshen/internal/homeserver"
-	"freshen/internal/owed"
+	"freshen/internal/listen"
 )
 
 // envToken is the variable that refresh takes the access token from. There is no flag for it: every user of the machine
@@ -142,21 +144,23 @@ func (c *refreshCmd) asker(line *cli) (*asker, error) {
 	if err != nil && c.URL == "" {
 		return nil, err
 	}
-	config := &tls.Config{MinVersion: tls.VersionTLS12}
-	base := c.URL
+	security := &tls.Config{MinVersion: tls.VersionTLS12}
+	base, dial := c.URL, (&net.Dialer{}).DialContext
 	if err == nil {
-		if config.RootCAs, err = federation.LoadRoots(cfg.Federation.CAFile); err != nil {
+		if security.RootCAs, err = federation.LoadRoots(cfg.Federation.CAFile); err != nil {
 			return nil, err
 		}
 		if base == "" {
-			base = owed.BaseURL(cfg.Listen)
+			if base, dial, err = listen.Reach(cfg.Listen, dial); err != nil {
+				return nil, fmt.Errorf("listen is %s, and %w: say where to ask with --url, or set %s", cfg.Listen, err, config.EnvListen)
+			}
 		}
 	}
 	if u, err := url.Parse(base); err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https") {
 		return nil, errors.New("--url must be a URL such as https://matrix.example.org")
 	}
 	return &asker{base: strings.TrimRight(base, "/"), http: &http.Client{
-		Transport:     &http.Transport{TLSClientConfig: config, ForceAttemptHTTP2: true},
+		Transport:     &http.Transport{DialContext: dial, TLSClientConfig: security, ForceAttemptHTTP2: true},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }, // the token is not for others
 	}}, nil
 }

@@ -13,8 +13,11 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/coreos/go-systemd/v22/daemon"
+
 	"freshen/internal/app"
 	"freshen/internal/config"
+	"freshen/internal/doctor"
 )
 
 type serveCmd struct{}
@@ -39,6 +42,7 @@ func (*serveCmd) Run(line *cli, to console) (err error) {
 
 	unwatch := context.AfterFunc(ctx, func() {
 		restore()
+		tellSystemd(log, daemon.SdNotifyStopping)
 		log.Info("stopping: running requests may end; a second signal stops at once")
 	})
 	defer unwatch()
@@ -59,13 +63,22 @@ func (*serveCmd) Run(line *cli, to console) (err error) {
 		"server_name", cfg.Homeserver.Name,
 		"homeserver", cfg.Homeserver.URL.String(),
 		"database", cfg.Database.Redacted())
+	if files, ok := openFiles(); ok && files < doctor.FilesAtLeast {
+		log.Warn("few files may be open at once, and each /sync that waits takes two: connections beyond that have to wait",
+			"files", files, "wanted", doctor.FilesAtLeast, "do", doctor.MoreFiles)
+	}
+	tellSystemd(log, daemon.SdNotifyReady) // connections come in since Open
 	done := make(chan struct{})
 	var reloading sync.WaitGroup
 	reloading.Go(func() {
 		for {
 			select {
 			case <-hangups:
+				tellSystemd(log, daemon.SdNotifyReloading, daemon.SdNotifyMonotonicUsec())
 				reload(ctx, freshen, path, level, log)
+				if ctx.Err() == nil { // ready is not what one is that stops
+					tellSystemd(log, daemon.SdNotifyReady)
+				}
 			case <-done:
 				return
 			}
@@ -94,6 +107,14 @@ func reload(ctx context.Context, freshen *app.App, path string, level *slog.Leve
 	log.Info("configuration reloaded: limits, allow_servers, deny_servers and log.level", "config", path)
 	if len(restart) > 0 {
 		log.Warn("some settings have changed that count from the next start only", "config", path, "keys", strings.Join(restart, ", "))
+	}
+}
+
+// tellSystemd says how freshen is, where systemd asked to be told (Type=notify; sd_notify(3)). One that cannot be told is
+// no reason not to serve.
+func tellSystemd(log *slog.Logger, states ...string) {
+	if _, err := daemon.SdNotify(false, strings.Join(states, "\n")); err != nil {
+		log.Warn("systemd cannot be told how freshen is", "say", states[0], "err", err)
 	}
 }
 

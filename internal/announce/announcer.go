@@ -184,6 +184,19 @@ func (a *Announcer) Shares(ctx context.Context, who id.UserID, cred homeserver.C
 	return a.rooms.Shares(ctx, who, cred, target)
 }
 
+// SharesOf asks with which of the targets who shares a room. It asks anew which rooms who is in.
+func (a *Announcer) SharesOf(ctx context.Context, who id.UserID, cred homeserver.Credentials, targets []id.UserID) ([]id.UserID, error) {
+	shares := func(target id.UserID) bool {
+		yes, known := a.rooms.Known(who, target)
+		return yes && known
+	}
+	var err error
+	if unsure := slices.DeleteFunc(slices.Clone(targets), shares); len(unsure) > 0 {
+		err = a.rooms.Resolve(ctx, who, cred, unsure, a.now())
+	}
+	return slices.DeleteFunc(slices.Clone(targets), func(target id.UserID) bool { return !shares(target) }), err
+}
+
 // Sharing asks which of the users share a room with target, with the credentials of a poll that each has in flight. Who
 // has none, and about whom the homeserver does not answer in time, is in neither.
 func (a *Announcer) Sharing(ctx context.Context, users []id.UserID, target id.UserID) (yes, no []id.UserID) {

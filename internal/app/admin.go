@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"freshen/internal/owed"
+	"freshen/internal/probe"
 )
 
 // readyWithin bounds how long /ready looks.
@@ -14,7 +15,8 @@ const readyWithin = 5 * time.Second
 
 // adminHandler is for operators alone: /health says that the process runs, which is all that what passes through needs;
 // /ready that the database takes what is written and the homeserver answers; /metrics, /owed and, where it is configured,
-// /debug/pprof/.
+// /debug/pprof/. It answers the doctor's probes, as the public listener does: by that the doctor knows that it has the same
+// signing key.
 func (a *App) adminHandler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
@@ -40,7 +42,7 @@ func (a *App) adminHandler() http.Handler {
 		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	}
-	return mux
+	return probe.Handler(a.probeKey, a.now, mux)
 }
 
 // notReady says in a few words what keeps refreshes from working; "" if nothing does.
@@ -69,5 +71,8 @@ func (a *App) ledger() *owed.Ledger {
 	return &owed.Ledger{Store: e.store, GiveUpAfter: a.cfg.Retry.GiveUpAfter, Now: a.now, Changed: func(dropped int64) {
 		e.refresh.Dropped(dropped)
 		e.worker.Poke()
+		if e.desk != nil {
+			e.desk.Poke()
+		}
 	}}
 }

@@ -8,8 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,10 +16,11 @@ import (
 	"freshen/internal/config"
 	"freshen/internal/federation"
 	"freshen/internal/homeserver"
+	"freshen/internal/listen"
 	"freshen/internal/metrics"
 	"freshen/internal/overlay"
+	"freshen/internal/page"
 	"freshen/internal/probe"
-	"freshen/internal/refresh"
 	"freshen/internal/store"
 )
 
@@ -39,8 +38,7 @@ type App struct {
 	now        func() time.Time
 	hs         *homeserver.Client
 	federation *federation.Client
-	synapse    *homeserver.Synapse // nil unless it is to announce changes itself
-	deliverer  refresh.Deliverer   // the same; a nil one is none
+	delivery   *ownDelivery // nil unless the homeserver is to announce changes itself
 	proxy      *overlay.Proxy
 	metrics    *metrics.Metrics
 	probeKey   probe.Key
@@ -71,9 +69,6 @@ func open(ctx context.Context, cfg *config.Config, log *slog.Logger, now func() 
 	if err := a.openFederation(); err != nil {
 		return nil, err
 	}
-	if err := a.openDelivery(); err != nil {
-		return nil, err
-	}
 	a.openHandler()
 	a.watch()
 	err = a.openEngine(ctx)
@@ -82,15 +77,15 @@ func open(ctx context.Context, cfg *config.Config, log *slog.Logger, now func() 
 	} else if err != nil {
 		return nil, err
 	}
-	if a.public, err = listen(ctx, "listen", cfg.Listen); err != nil {
+	listeners, err := listen.Open(ctx, listen.Wanted{Key: "listen", Address: cfg.Listen}, listen.Wanted{Key: "admin.listen", Address: cfg.Admin.Listen})
+	if err != nil {
 		return nil, err
 	}
-	if a.admin, err = listen(ctx, "admin.listen", cfg.Admin.Listen); err != nil {
-		return nil, err
-	}
+	a.public, a.admin = listeners[0], listeners[1]
 	return a, nil
 }
 
+// openFederation reads the signing key, and makes what uses it.
 func (a *App) openFederation() error {
 	key, warning, err := federation.ReadSigningKey(a.cfg.Homeserver.SigningKey)
 	if err != nil {
@@ -100,6 +95,9 @@ func (a *App) openFederation() error {
 		a.log.Warn("the signing key is not safe", "warning", warning)
 	}
 	a.probeKey = key.Derive(probe.Purpose)
+	if a.delivery, err = openDelivery(a.cfg.Homeserver, key, a.log, a.now); err != nil {
+		return err
+	}
 	roots, err := federation.LoadRoots(a.cfg.Federation.CAFile)
 	if err != nil {
 		return fmt.Errorf("federation.ca_file: %w", err)
@@ -114,39 +112,20 @@ func (a *App) openFederation() error {
 	return err
 }
 
-// openDelivery reads the secret that is needed for having Synapse announce changes itself.
-func (a *App) openDelivery() (err error) {
-	synapse := a.cfg.Homeserver.Synapse
-	if synapse.Replication == nil {
-		return nil
-	}
-	var secret []byte
-	if synapse.SecretFile != "" {
-		if secret, err = os.ReadFile(synapse.SecretFile); err != nil {
-			return fmt.Errorf("homeserver.synapse.replication_secret_file: %w", err)
-		}
-	}
-	a.synapse, err = homeserver.NewSynapse(homeserver.SynapseConfig{
-		Database: synapse.Database.URL, Replication: synapse.Replication, Secret: strings.TrimSpace(string(secret)),
-		Log: a.log, Now: a.now,
-	})
-	if err == nil {
-		a.deliverer = a.synapse
-	}
-	return err
-}
-
 // openHandler makes what serves with the database and without.
 func (a *App) openHandler() {
 	a.hs = homeserver.New(a.cfg.Homeserver.URL, nil)
 	a.proxy = overlay.New(overlay.Config{Homeserver: a.cfg.Homeserver.URL, Who: a.hs, Log: a.log, Now: a.now})
-	own := clientapi.New(a.hs, refresher{a}, a.log)
+	own, button := clientapi.New(a.hs, refresher{a}, a.log), page.Handler()
 	a.handler = probe.Handler(a.probeKey, a.now, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if own.Match(r) {
+		switch {
+		case own.Match(r):
 			own.ServeHTTP(w, r)
-			return
+		case a.cfg.Page && page.Match(r):
+			button.ServeHTTP(w, r)
+		default:
+			a.proxy.ServeHTTP(w, r)
 		}
-		a.proxy.ServeHTTP(w, r)
 	}))
 }
 
@@ -237,8 +216,8 @@ func (a *App) Close() error {
 		if e := a.engine.Load(); e != nil {
 			errs = append(errs, e.close())
 		}
-		if a.synapse != nil {
-			errs = append(errs, a.synapse.Close())
+		if a.delivery != nil {
+			errs = append(errs, a.delivery.Close())
 		}
 		if a.federation != nil {
 			a.federation.Close()
@@ -248,13 +227,4 @@ func (a *App) Close() error {
 		}
 	})
 	return errors.Join(errs...)
-}
-
-func listen(ctx context.Context, key, address string) (net.Listener, error) {
-	var config net.ListenConfig
-	listener, err := config.Listen(ctx, "tcp", address)
-	if err != nil {
-		return nil, fmt.Errorf("%s: cannot listen on %s, is another program using it? %w", key, address, err)
-	}
-	return listener, nil
 }

@@ -15,6 +15,7 @@ import (
 	"freshen"
 	"freshen/internal/announce"
 	"freshen/internal/config"
+	"freshen/internal/delivery"
 	"freshen/internal/homeserver"
 	"freshen/internal/kept"
 	"freshen/internal/limit"
@@ -42,12 +43,13 @@ type engine struct {
 	announcer *announce.Announcer
 	refresh   *refresh.Engine
 	worker    *retry.Worker
+	desk      *delivery.Desk // nil unless the homeserver is to announce changes itself
 }
 
 // openEngine opens the database and has refreshes and the proxy use it.
 func (a *App) openEngine(ctx context.Context) error {
 	e := &engine{log: a.log, now: a.now}
-	knowledge, err := e.open(ctx, a.cfg, a.hs, timed{a.federation, a.metrics}, a.metrics, a.serverAllowed, a.deliverer)
+	knowledge, err := e.open(ctx, a.cfg, a.hs, timed{a.federation, a.metrics}, a.metrics, a.serverAllowed, a.delivery)
 	if err != nil {
 		return errors.Join(err, e.close())
 	}
@@ -87,7 +89,7 @@ func (a *App) awaitEngine(ctx context.Context) bool {
 }
 
 func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Client, fetch refresh.Fetcher, m *metrics.Metrics, allowed func(string) bool,
-	deliver refresh.Deliverer) (k overlay.Knowledge, err error) {
+	deliverTo *ownDelivery) (k overlay.Knowledge, err error) {
 	if e.store, err = store.Open(ctx, store.Config{
 		Path: cfg.Database.Path, URL: cfg.Database.URL, Name: instanceName(cfg.Listen), PerDestination: limit.Rate(cfg.Limits.PerDestination),
 		SuccessFor: cfg.Cache.Success, FailureFor: cfg.Cache.Failure, Log: e.log, Committed: m.Committed,
@@ -108,6 +110,13 @@ func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Cl
 		e.announcer.Announced(c.Announced)
 	})
 	policy := retry.Policy{First: cfg.Retry.First, Most: cfg.Retry.Most, GiveUpAfter: cfg.Retry.GiveUpAfter}
+	var deliverer refresh.Deliverer // a nil one is none
+	if deliverTo != nil {
+		e.desk = delivery.New(delivery.Config{
+			Homeserver: deliverTo.Homeserver, Store: e.store, GiveUpAfter: cfg.Retry.GiveUpAfter, Log: e.log, Now: e.now,
+		})
+		deliverer = e.desk
+	}
 	e.refresh = refresh.New(refresh.Config{
 		ServerName:      cfg.Homeserver.Name,
 		Timeout:         cfg.Federation.Timeout,
@@ -118,7 +127,7 @@ func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Cl
 		ServerAllowed:   allowed,
 		Retry:           policy,
 		Fetching:        e.lists.Fetching,
-		Deliverer:       deliver,
+		Deliverer:       deliverer,
 		Owed:            func() { e.worker.Poke() },
 		Observe:         m.Refreshed,
 		Now:             e.now,
@@ -161,6 +170,9 @@ func (e *engine) run(ctx context.Context) {
 	wg.Go(func() { e.announcer.Run(ctx) })
 	wg.Go(func() { e.worker.Run(ctx) })
 	wg.Go(func() { e.lists.Run(ctx, e.now) })
+	if e.desk != nil {
+		wg.Go(func() { e.desk.Run(ctx) })
+	}
 	switch debts, err := e.store.Debts(ctx); {
 	case err != nil && ctx.Err() == nil:
 		e.log.Error("cannot count what is owed", "err", err)
@@ -192,4 +204,11 @@ func (r refresher) Refresh(ctx context.Context, who freshen.Requester, target id
 		return e.refresh.Refresh(ctx, who, target, cred)
 	}
 	return store.Away(r.app.away)
+}
+
+func (r refresher) Standing(ctx context.Context, who freshen.Requester, users []id.UserID, cred homeserver.Credentials) (map[id.UserID]freshen.Standing, error) {
+	if e := r.app.engine.Load(); e != nil {
+		return e.refresh.Standing(ctx, who, users, cred)
+	}
+	return nil, store.Away(r.app.away)
 }

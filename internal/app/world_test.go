@@ -143,6 +143,12 @@ func (w *world) openWith(open func(context.Context) (*app.App, error)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.app, w.cancel, w.ended = opened, cancel, make(chan error, 1)
 	w.url = "http://" + opened.Addr().String()
+	if socket := opened.Addr(); socket.Network() == "unix" {
+		w.url = "http://unix.test"
+		w.client.Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", socket.String())
+		}
+	}
 	go func() { w.ended <- opened.Run(ctx) }()
 }
 

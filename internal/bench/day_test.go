@@ -232,6 +232,10 @@ func (w *dayWorld) Sharing(context.Context, []id.UserID, id.UserID) (yes, no []i
 	return nil, nil
 }
 
+func (w *dayWorld) SharesOf(_ context.Context, _ id.UserID, _ homeserver.Credentials, targets []id.UserID) ([]id.UserID, error) {
+	return targets, nil
+}
+
 func (w *dayWorld) Explore(id.UserID, homeserver.Credentials, id.UserID) {}
 
 // tries is how often a server that stays dead is asked within a day, if the waits are all as long as they get by the

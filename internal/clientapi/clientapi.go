@@ -1,5 +1,5 @@
-// Package clientapi is freshen's side of the client-server API: the routes of MSC2638, who asks, and the one writer of
-// errors. What a refresh is, it leaves to a [Refresher].
+// Package clientapi is freshen's side of the client-server API: the routes of MSC2638, how lists stand, who asks, and the
+// one writer of errors. What a refresh is, it leaves to a [Refresher].
 //
 // A request is judged in this order, so that nobody learns anything, costs the homeserver anything or has a body read
 // before they have earned it: method, token present, token good, no guest, body, user ID.
@@ -27,7 +27,7 @@ import (
 )
 
 const (
-	// maxBody bounds a request's body, which nobody reads.
+	// maxBody bounds the body of a refresh, which nobody reads.
 	maxBody = 64 << 10
 	// bodyTimeout is how long a body may take to arrive.
 	bodyTimeout = 10 * time.Second
@@ -38,6 +38,8 @@ type Refresher interface {
 	// Refresh fetches target's device list for who. nil means that it was done, or needed not be done; any other outcome
 	// that a client may be told is a [*freshen.Error]. cred is who's, and good until Refresh returns.
 	Refresh(ctx context.Context, who freshen.Requester, target id.UserID, cred homeserver.Credentials) error
+	// Standing says how the lists of these users stand, of those of whom who may know. Its errors are Refresh's.
+	Standing(ctx context.Context, who freshen.Requester, users []id.UserID, cred homeserver.Credentials) (map[id.UserID]freshen.Standing, error)
 }
 
 // Handler answers freshen's own routes.
@@ -80,6 +82,8 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			errcode: codeUnrecognized,
 			message: "This route takes " + route.method + " only.",
 		})
+	case route == standingRoute:
+		h.standing(w, r)
 	default:
 		h.refresh(w, r, escapedID)
 	}
@@ -91,7 +95,7 @@ func (h *Handler) refresh(w http.ResponseWriter, r *http.Request, escapedID stri
 	if !ok {
 		return
 	}
-	if refused := readBody(w, r); refused != nil {
+	if _, refused := readBody(w, r, maxBody); refused != nil {
 		writeError(w, *refused)
 		return
 	}
@@ -188,32 +192,32 @@ func (h *Handler) panicked(w http.ResponseWriter, thrown any) {
 	writeError(w, internalError)
 }
 
-// readBody reads the body, which must be empty or a JSON object, and forgets it.
-func readBody(w http.ResponseWriter, r *http.Request) (refused *answer) {
+// readBody reads the body, which must be empty or a JSON object of at most so many bytes.
+func readBody(w http.ResponseWriter, r *http.Request, most int64) (body []byte, refused *answer) {
 	// A writer that knows no deadlines has another way to bound a slow client, or none is needed.
 	deadlines := http.NewResponseController(w)
 	_ = deadlines.SetReadDeadline(time.Now().Add(bodyTimeout))
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, most))
 	_ = deadlines.SetReadDeadline(time.Time{})
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return &answer{
+		return nil, &answer{
 			status:  http.StatusRequestEntityTooLarge,
 			errcode: codeTooLarge,
-			message: fmt.Sprintf("The body is longer than %d bytes.", maxBody),
+			message: fmt.Sprintf("The body is longer than %d bytes.", most),
 		}
 	}
 	body = bytes.TrimSpace(body)
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return &answer{status: http.StatusRequestTimeout, errcode: codeUnknown, message: "The body did not arrive in time."}
+		return nil, &answer{status: http.StatusRequestTimeout, errcode: codeUnknown, message: "The body did not arrive in time."}
 	case err != nil:
-		return &answer{status: http.StatusBadRequest, errcode: codeNotJSON, message: "The body broke off."}
+		return nil, &answer{status: http.StatusBadRequest, errcode: codeNotJSON, message: "The body broke off."}
 	case len(body) > 0 && !json.Valid(body):
-		return &answer{status: http.StatusBadRequest, errcode: codeNotJSON, message: "The body is not JSON."}
+		return nil, &answer{status: http.StatusBadRequest, errcode: codeNotJSON, message: "The body is not JSON."}
 	case len(body) > 0 && body[0] != '{':
-		return &answer{status: http.StatusBadRequest, errcode: codeBadJSON, message: "The body is no JSON object."}
+		return nil, &answer{status: http.StatusBadRequest, errcode: codeBadJSON, message: "The body is no JSON object."}
 	}
-	return nil
+	return body, nil
 }
 
 // userIDOf decodes and checks what stands in the path.

@@ -41,6 +41,9 @@ type world struct {
 	mu      sync.Mutex
 	outcome func(context.Context) error
 	asked   []call
+
+	standings map[id.UserID]freshen.Standing
+	unknown   error // what Standing fails with
 }
 
 type call struct {
@@ -79,6 +82,16 @@ func (w *world) Refresh(ctx context.Context, who freshen.Requester, target id.Us
 		return nil
 	}
 	return outcome(ctx)
+}
+
+// Standing answers as the tests script it.
+func (w *world) Standing(_ context.Context, who freshen.Requester, users []id.UserID, _ homeserver.Credentials) (map[id.UserID]freshen.Standing, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, user := range users {
+		w.asked = append(w.asked, call{who, user})
+	}
+	return w.standings, w.unknown
 }
 
 // does scripts the engine; nil is a refresh that succeeds.

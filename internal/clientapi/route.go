@@ -16,11 +16,17 @@ var routes = []route{
 	{http.MethodGet, "/_matrix/unstable/org.matrix.msc2638/user/", "/devices"},
 }
 
+// standingRoute is freshen's own, of a whole path.
+var standingRoute = route{http.MethodPost, "/_matrix/client/unstable/org.matrix.msc2638/standing", ""}
+
 // match finds the route of an escaped path, and the user ID as it stands there.
 //
 // Clients do not agree on what they encode, so a localpart may hold a bare "/". A server name cannot: a "/" after the
 // colon belongs to another route (…/user/@a:example.org/account_data/x/devices/refresh), which is the homeserver's.
 func match(escapedPath string) (found route, escapedID string, ok bool) {
+	if escapedPath == standingRoute.prefix {
+		return standingRoute, "", true
+	}
 	for _, r := range routes {
 		rest, ok := strings.CutPrefix(escapedPath, r.prefix)
 		if !ok {

@@ -2,10 +2,14 @@
 //
 // Unknown and repeated keys are refused, and every mistake is reported at once with its line and key: whoever writes
 // the file mends it in one go. Every key has a default except homeserver.name, homeserver.url and
-// homeserver.signing_key. docs/configuration.md has the table of keys.
+// homeserver.signing_key.
+//
+// A key stands in one place, where read takes it: its name, what it is, its bounds, and where its value goes, which holds the
+// default. The table in docs/configuration.md and what freshen init writes come from there, see [Reference].
 package config
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,14 +25,15 @@ const MaxBytes = 1 << 20
 
 // The environment variables that override a key of the file. One that is set but empty counts as not set.
 const (
-	EnvDatabase = "FRESHEN_DATABASE"
-	EnvListen   = "FRESHEN_LISTEN"
+	EnvDatabase    = "FRESHEN_DATABASE"
+	EnvListen      = "FRESHEN_LISTEN"
+	EnvAdminListen = "FRESHEN_ADMIN_LISTEN"
 )
 
 // Config is a configuration in which every value has been checked. Paths are as they can be opened: those that the file
 // gives relative to itself have its folder in front.
 type Config struct {
-	// Listen is where the reverse proxy sends /_matrix/, as host:port; port 0 lets the system choose.
+	// Listen is where the reverse proxy sends /_matrix/, an address of package listen; port 0 lets the system choose.
 	Listen     string
 	Homeserver Homeserver
 	Database   Database
@@ -36,6 +41,7 @@ type Config struct {
 	Limits     Limits
 	Cache      Cache
 	Retry      Retry
+	Page       bool // serve the page for people whose client has no button
 	Admin      Admin
 	Log        Log
 
@@ -53,6 +59,7 @@ type Homeserver struct {
 	SigningKey string
 	Kind       Kind
 	Synapse    Synapse
+	Dendrite   Dendrite
 }
 
 // Synapse is how a Synapse is told that one of its device lists is stale; see docs/delivery.md. All is empty, or database
@@ -64,6 +71,12 @@ type Synapse struct {
 	Replication *url.URL
 	// SecretFile holds Synapse's worker_replication_secret; empty where it has none.
 	SecretFile string
+}
+
+// Dendrite is how a Dendrite is told that one of its device lists is stale; see docs/delivery.md.
+type Dendrite struct {
+	// AdminTokenFile holds the access token of an administrator; empty where Dendrite is told nothing.
+	AdminTokenFile string
 }
 
 // Kind says which homeserver it is, for what differs between them.
@@ -114,7 +127,7 @@ type Retry struct {
 
 // Admin is the listener for operators, never the public one.
 type Admin struct {
-	// Listen is host:port; port 0 lets the system choose.
+	// Listen is an address of package listen; port 0 lets the system choose.
 	Listen string
 	// Pprof serves Go's profiles there.
 	Pprof bool
@@ -148,6 +161,7 @@ func Default() *Config {
 		},
 		Cache: Cache{Success: 30 * time.Second, Failure: 10 * time.Second},
 		Retry: Retry{First: 30 * time.Second, Most: 6 * time.Hour, GiveUpAfter: 7 * 24 * time.Hour},
+		Page:  true,
 		Admin: Admin{Listen: "127.0.0.1:9009"},
 		Log:   Log{Level: slog.LevelInfo, Format: LogText},
 	}
@@ -171,7 +185,7 @@ func Load(path string) (*Config, error) {
 // Parse checks data, the content of the file at path, which it does not open. getenv looks up the variables that
 // override keys. Every error is a [*Mistakes].
 func Parse(path string, data []byte, getenv func(string) string) (*Config, error) {
-	report := &report{places: map[string]Mistake{}}
+	report := &report{places: map[string]Mistake{}, credentials: cmp.Or(getenv(envCredentials), serviceCredentials)}
 	cfg := Default()
 	cfg.file, cfg.places = filepath.Base(path), report.places
 	if root := parseYAML(report, data); root != nil {
@@ -204,8 +218,8 @@ func (c *Config) read(root *section, dir string, getenv func(string) string) {
 	root.override("listen", EnvListen, getenv)
 	root.override("database", EnvDatabase, getenv)
 
-	root.hostPort("listen", &c.Listen)
-	root.database("database", &c.Database, dir)
+	root.is("Where nginx or Caddy sends `/_matrix/`").listener("listen", &c.Listen)
+	root.is("freshen's own database").database("database", &c.Database, dir)
 	homeserver := root.section("homeserver")
 	c.Homeserver.read(homeserver, dir)
 	if u := c.Homeserver.URL; u != nil && u.Host == c.Listen {
@@ -214,29 +228,32 @@ func (c *Config) read(root *section, dir string, getenv func(string) string) {
 	c.Federation.read(root.section("federation"), dir)
 
 	limits := root.section("limits")
-	limits.rate("per_user", &c.Limits.PerUser)
-	limits.rate("per_destination", &c.Limits.PerDestination)
-	limits.boolean("shared_rooms_only", &c.Limits.SharedRoomsOnly)
+	limits.rate("per_user", &c.Limits.PerUser, "A user may ask again each …")
+	limits.rate("per_destination", &c.Limits.PerDestination, "A server is asked again each …")
+	limits.is("Refuse a target who shares no room with the one who asks").boolean("shared_rooms_only", &c.Limits.SharedRoomsOnly)
 	limits.done()
 
 	cache := root.section("cache")
-	cache.duration("success", &c.Cache.Success, time.Millisecond, time.Hour)
-	cache.duration("failure", &c.Cache.Failure, time.Millisecond, time.Hour)
+	cache.is("How long a fetched list answers further requests").duration("success", &c.Cache.Success, time.Millisecond, time.Hour)
+	cache.is("How long a failure answers further requests").duration("failure", &c.Cache.Failure, time.Millisecond, time.Hour)
 	cache.done()
 
 	c.Retry.read(root.section("retry"))
 
+	root.is("Serve [the page](page.md) on which people refresh their contacts' lists").boolean("page", &c.Page)
+
 	admin := root.section("admin")
-	admin.hostPort("listen", &c.Admin.Listen)
-	if c.Admin.Listen == c.Listen && portOf(c.Listen) != "0" {
+	admin.override("listen", EnvAdminListen, getenv)
+	admin.is("`/health`, `/ready`, `/owed` and `/metrics`, for operators only", "as `listen`, but not the same").listener("listen", &c.Admin.Listen)
+	if sameListener(c.Admin.Listen, c.Listen) {
 		admin.mistake("listen", "must differ from the public listen, %s", c.Listen)
 	}
-	admin.boolean("pprof", &c.Admin.Pprof)
+	admin.is("Serve Go's profiles at `/debug/pprof/` of `admin.listen`").boolean("pprof", &c.Admin.Pprof)
 	admin.done()
 
 	log := root.section("log")
-	log.level("level", &c.Log.Level)
-	oneOf(log, "format", &c.Log.Format, LogText, LogJSON)
+	log.is("The least that is logged").level("level", &c.Log.Level)
+	oneOf(log.is("How it is written"), "format", &c.Log.Format, LogText, LogJSON)
 	log.done()
 
 	root.done()
@@ -246,23 +263,31 @@ func (h *Homeserver) read(s *section, dir string) {
 	s.required("name")
 	s.required("url")
 	s.required("signing_key")
-	s.serverName("name", &h.Name)
-	s.httpURL("url", &h.URL)
-	s.file("signing_key", &h.SigningKey, dir)
-	oneOf(s, "kind", &h.Kind, KindAuto, KindGeneric, KindSynapse, KindDendrite)
+	s.is("The server name: the domain in its user IDs").serverName("name", &h.Name)
+	s.is("Its client-server API, as freshen reaches it").httpURL("url", &h.URL)
+	s.is("The file of its signing key", "Synapse's `signing.key` or Dendrite's `matrix_key.pem`; or `credential:NAME`, see below").file("signing_key", &h.SigningKey, dir)
+	oneOf(s.is("Which homeserver it is; without effect but for the next four keys"), "kind", &h.Kind, KindAuto, KindGeneric, KindSynapse, KindDendrite)
 	synapse := s.section("synapse")
 	h.Synapse.read(synapse, dir)
 	if h.Synapse.Replication != nil && h.Kind != KindSynapse {
 		synapse.mistake("replication", "needs homeserver.kind: synapse")
+	}
+	dendrite := s.section("dendrite")
+	dendrite.is("A file with the access token of an administrator and nothing else, where Dendrite is to [announce changes itself](delivery.md)", "a path").optionalFile("admin_token_file", &h.Dendrite.AdminTokenFile, dir)
+	dendrite.done()
+	if h.Dendrite.AdminTokenFile != "" && h.Kind != KindDendrite {
+		dendrite.mistake("admin_token_file", "needs homeserver.kind: dendrite")
 	}
 	s.done()
 }
 
 func (y *Synapse) read(s *section, dir string) {
 	before := s.mistakes()
-	s.database("database", &y.Database, dir)
-	s.httpURL("replication", &y.Replication)
-	s.optionalFile("replication_secret_file", &y.SecretFile, dir)
+	s.is("Synapse's own database, where it is to [announce changes itself](delivery.md)", "`postgres://user:password@host/name`").
+		database("database", &y.Database, dir)
+	s.is("The replication listener of Synapse's main process, or of the worker that writes device lists").httpURL("replication", &y.Replication)
+	s.is("A file with Synapse's `worker_replication_secret` and nothing else", "a path").
+		optionalFile("replication_secret_file", &y.SecretFile, dir)
 	s.done()
 	if s.mistakes() > before {
 		return
@@ -278,20 +303,22 @@ func (y *Synapse) read(s *section, dir string) {
 }
 
 func (f *Federation) read(s *section, dir string) {
-	s.duration("timeout", &f.Timeout, 100*time.Millisecond, 5*time.Minute)
-	s.optionalFile("ca_file", &f.CAFile, dir)
-	s.networks("allow_networks", &f.AllowNetworks)
-	s.serverGlobs("allow_servers", &f.AllowServers)
-	s.serverGlobs("deny_servers", &f.DenyServers)
+	s.is("One refresh, from the name lookup to the last byte").duration("timeout", &f.Timeout, 100*time.Millisecond, 5*time.Minute)
+	s.is("Root certificates to trust besides the system's", "a PEM file").optionalFile("ca_file", &f.CAFile, dir)
+	s.is("[Private and reserved networks](federation.md#refused-networks) that may be dialled all the same").
+		networks("allow_networks", &f.AllowNetworks)
+	s.is("If not empty, the only servers that are asked", "globs, see below").serverGlobs("allow_servers", &f.AllowServers)
+	s.is("Servers that are never asked, even if allowed").serverGlobs("deny_servers", &f.DenyServers)
 	s.done()
 }
 
 func (r *Retry) read(s *section) {
 	const day = 24 * time.Hour
 	before := s.mistakes()
-	s.duration("first", &r.First, 10*time.Millisecond, day)
-	s.duration("most", &r.Most, 10*time.Millisecond, 30*day)
-	s.duration("give_up_after", &r.GiveUpAfter, 10*time.Millisecond, 365*day)
+	fromFirst := func(most time.Duration) string { return "`retry.first` to `" + short(most) + "`" }
+	s.is("How long after a failure the server is tried again").duration("first", &r.First, 10*time.Millisecond, day)
+	s.is("Where the doubling of that ends", fromFirst(30*day)).duration("most", &r.Most, 10*time.Millisecond, 30*day)
+	s.is("When what is owed is given up", fromFirst(365*day)).duration("give_up_after", &r.GiveUpAfter, 10*time.Millisecond, 365*day)
 	if s.mistakes() == before {
 		if r.Most < r.First {
 			s.mistake("most", "must be at least retry.first (%s), is %s", short(r.First), short(r.Most))

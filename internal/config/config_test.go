@@ -63,6 +63,7 @@ limits:
   shared_rooms_only: true
 cache: {success: 1m, failure: 5s}
 retry: {first: 1m, most: 1h, give_up_after: 48h}
+page: false
 admin: {listen: localhost:9}
 log: {level: debug, format: json}
 `)
@@ -187,6 +188,14 @@ limits:
 		{name: "a loop", text: "listen: 127.0.0.1:8008\n" + required, want: []string{
 			"freshen.yaml:2: homeserver.url: must be the homeserver's own address, is the one that freshen listens on, 127.0.0.1:8008",
 		}},
+		{name: "one socket for two", text: required + "listen: unix:/run/f.sock\nadmin: {listen: 'unix:/run/f.sock?mode=0600'}\n", want: []string{
+			"freshen.yaml:3: admin.listen: must differ from the public listen, unix:/run/f.sock",
+		}},
+		{name: "sockets and credentials", text: "listen: unix:f.sock\nadmin: {listen: 'fd:'}\nhomeserver: {name: a.org, url: 'http://a:1', signing_key: 'credential:../x'}\n", want: []string{
+			`freshen.yaml:1: listen: must name a socket by its whole path, such as unix:/run/freshen/freshen.sock, is "unix:f.sock"`,
+			`freshen.yaml:2: admin.listen: must name a passed socket by its FileDescriptorName=, such as fd:public, is "fd:"`,
+			`freshen.yaml:3: homeserver.signing_key: must name a credential as LoadCredential= does, such as credential:signing_key, is "credential:../x"`,
+		}},
 		{name: "rules over two keys", text: required + "admin: {listen: '127.0.0.1:8009'}\nretry:\n  first: 2h\n  most: 1h\n  give_up_after: 1h\n", want: []string{
 			"freshen.yaml:2: admin.listen: must differ from the public listen, 127.0.0.1:8009",
 			"freshen.yaml:5: retry.most: must be at least retry.first (2h), is 1h",
@@ -211,7 +220,7 @@ cache: {success: -1s}
 			`freshen.yaml:7: cache.success: must be from 1ms to 1h, is -1s`,
 		}},
 		{name: "keys that are no words", text: required + "\"a\\nb\": 1\n? [x]\n: y\n", want: []string{
-			`freshen.yaml:2: "a\nb": is no key that freshen knows; here may stand listen, database, homeserver, federation, limits, cache, retry, admin, log`,
+			`freshen.yaml:2: "a\nb": is no key that freshen knows; here may stand listen, database, homeserver, federation, limits, cache, retry, page, admin, log`,
 			"freshen.yaml:3: has a key that is no plain word, but a list",
 		}},
 		{name: "merge keys are keys", text: required + "log: {<<: {level: info}}\n", want: []string{
@@ -244,6 +253,29 @@ cache: {success: -1s}
 }
 
 // A site that mistypes its homeserver's URL must be told so, or freshen would ask the wrong place with users' tokens.
+// TestDendriteKeys: a failure means that a Dendrite is told, or not told, of stale lists against its administrator's wish.
+func TestDendriteKeys(t *testing.T) {
+	t.Parallel()
+	file := func(kind, dendrite string) string {
+		return "homeserver:\n  name: example.org\n  url: http://127.0.0.1:8008\n  signing_key: k\n  kind: " + kind + "\n  dendrite: " + dendrite + "\n"
+	}
+	if got := parse(t, file("dendrite", "{admin_token_file: token}")).Homeserver.Dendrite; got.AdminTokenFile != "/etc/freshen/token" {
+		t.Errorf("%+v", got)
+	}
+	for _, kind := range []string{"auto", "generic", "synapse", "dendrite"} {
+		if got := parse(t, file(kind, "{}")).Homeserver.Dendrite; got.AdminTokenFile != "" {
+			t.Errorf("kind %s alone gives %+v", kind, got)
+		}
+		if kind == "dendrite" {
+			continue
+		}
+		_, err := config.Parse("/etc/freshen/freshen.yaml", []byte(file(kind, "{admin_token_file: token}")), noEnv)
+		if err == nil || !strings.Contains(err.Error(), "homeserver.dendrite.admin_token_file: needs homeserver.kind: dendrite") {
+			t.Errorf("with kind %s: %v", kind, err)
+		}
+	}
+}
+
 // TestSynapseKeys: a failure means that a site whose homeserver should announce changes itself starts without that, or with
 // half of it.
 func TestSynapseKeys(t *testing.T) {
@@ -338,6 +370,22 @@ func TestEnvironment(t *testing.T) {
 		`FRESHEN_LISTEN: must be host:port, such as 127.0.0.1:8009 or [::1]:8009, is "80"`
 	if err == nil || err.Error() != want {
 		t.Errorf("error:\n%v\nwant:\n%s", err, want)
+	}
+}
+
+// The service gets its key as a credential of systemd's; a command by hand finds it where systemd keeps it.
+func TestCredentials(t *testing.T) {
+	t.Parallel()
+	text := "admin: {listen: 'fd:admin'}\nhomeserver: {name: a.org, url: 'http://a:1', signing_key: 'credential:signing_key'}\n"
+	for folder, want := range map[string]string{
+		"":                             "/run/credentials/freshen.service/signing_key",
+		"/run/credentials/x@1.service": "/run/credentials/x@1.service/signing_key",
+	} {
+		env := map[string]string{"CREDENTIALS_DIRECTORY": folder, "FRESHEN_ADMIN_LISTEN": "unix:/run/a.sock"}
+		cfg, err := config.Parse("/etc/f.yaml", []byte(text), func(k string) string { return env[k] })
+		if err != nil || cfg.Homeserver.SigningKey != want || cfg.Admin.Listen != "unix:/run/a.sock" {
+			t.Errorf("%q: %+v %v", folder, cfg, err)
+		}
 	}
 }
 

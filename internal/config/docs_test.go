@@ -2,7 +2,6 @@ package config_test
 
 import (
 	"errors"
-	"flag"
 	"maps"
 	"os"
 	"regexp"
@@ -17,40 +16,84 @@ import (
 	"freshen/internal/config"
 )
 
-var update = flag.Bool("update", false, "write the table of keys into docs/configuration.md")
+const documentation = "../../docs/configuration.md"
 
-// The table in the documentation must be what the code says: administrators go by it. go test -update writes it.
+// The table in the documentation must be what the code says: administrators go by it.
 func TestTableIsGenerated(t *testing.T) {
 	t.Parallel()
-	const path = "../../docs/configuration.md"
-	data, err := os.ReadFile(path)
+	text := document(t)
+	data, err := os.ReadFile(documentation)
 	if err != nil {
 		t.Fatal(err)
 	}
-	before, rest, begins := strings.Cut(string(data), "| key | default |")
-	_, after, ends := strings.Cut(rest, "\n\n")
-	if !begins || !ends {
-		t.Fatal("docs/configuration.md has no table of keys")
-	}
-	want := before + config.Table() + "\n" + after
-	if *update {
-		if err := os.WriteFile(path, []byte(want), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	} else if diff := cmp.Diff(want, string(data)); diff != "" {
-		t.Errorf("go test ./internal/config -update mends this (-code +docs):\n%s", diff)
+	if diff := cmp.Diff(text, string(data)); diff != "" {
+		t.Errorf("make docs mends this (-code +docs):\n%s", diff)
 	}
 	for _, key := range config.Reference() {
 		if key.What == "" || key.Allowed == "" {
-			t.Errorf("nothing says what %s is", key.Path)
+			t.Errorf("nothing says what %s is: name it with is() where it is read", key.Path)
 		}
 	}
+}
+
+// document is docs/configuration.md as the code would have it.
+func document(t *testing.T) string {
+	t.Helper()
+	data, err := os.ReadFile(documentation)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := config.Document(string(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+// A document without a place for the table must be refused, and not lose what stands in it.
+func TestNoPlaceForTheTable(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{"", "# Configuration\n", strings.Replace(document(t), "<!-- End", "<!-- the end", 1)} {
+		if got, err := config.Document(text); err == nil {
+			t.Errorf("%.40q becomes %.40q", text, got)
+		}
+	}
+}
+
+// What is said to be taken over at a SIGHUP must be: a running freshen asks NeedsRestart, and reports what it names.
+func TestDocumentedReloads(t *testing.T) {
+	t.Parallel()
+	changed := map[string]string{ // a value besides the default for each key that is taken over, and for some that are not
+		"federation.allow_servers": "[a.org]", "federation.deny_servers": "[b.org]",
+		"limits.per_user.every": "1s", "limits.per_user.burst": "3", "limits.per_destination.every": "2s",
+		"limits.per_destination.burst": "4", "limits.shared_rooms_only": "true", "log.level": "debug",
+		"cache.success": "1s", "log.format": "json", "database": "other.db",
+	}
+	for _, key := range config.Reference() {
+		value, given := changed[key.Path]
+		switch {
+		case !given && key.Reloads:
+			t.Errorf("%s is said to be taken over: add it to this test", key.Path)
+		case !given:
+			continue
+		}
+		restarts := parse(t, required).NeedsRestart(parse(t, required+nested(key.Path, value)))
+		if taken := len(restarts) == 0; taken != key.Reloads {
+			t.Errorf("%s: taken over is said to be %t, and a restart is needed for %v", key.Path, key.Reloads, restarts)
+		}
+	}
+}
+
+// nested is a file with one key: "a.b" becomes "{a: {b: value}}" without the outer braces.
+func nested(path, value string) string {
+	parts := strings.Split(path, ".")
+	return strings.Join(parts, ": {") + ": " + value + strings.Repeat("}", len(parts)-1) + "\n"
 }
 
 // The table must name each key that the parser knows, no other, and the default that it has.
 func TestDocumentedKeys(t *testing.T) {
 	t.Parallel()
-	text := config.Table()
+	text := document(t)
 	documented := map[string]bool{}
 	file := map[string]any{}
 	set(file, "homeserver.name", "example.org")

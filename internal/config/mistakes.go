@@ -43,6 +43,8 @@ type report struct {
 	places map[string]Mistake
 	// keys are all that were looked for, for the reference.
 	keys []Key
+	// credentials is the folder of the credentials that systemd hands over.
+	credentials string
 }
 
 func (r *report) add(mistake Mistake) {

@@ -22,6 +22,9 @@ type section struct {
 	values map[string]entry
 	known  []string
 	needs  map[string]bool // the required ones
+	// variables are those of the environment by the key that they override; what and allowed are for the key that is taken next.
+	variables     map[string]string
+	what, allowed string
 	// broken is set where the mapping could not be read: its keys are then not reported as missing.
 	broken bool
 }
@@ -106,6 +109,10 @@ func (s *section) fill(node *yaml.Node) {
 
 // override puts the value of an environment variable, if it has one, in the place of the file's.
 func (s *section) override(key, variable string, getenv func(string) string) {
+	if s.variables == nil {
+		s.variables = map[string]string{}
+	}
+	s.variables[key] = variable
 	if text := getenv(variable); text != "" {
 		s.values[key] = entry{variable: variable, text: text}
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"freshen"
+	"freshen/internal/listen"
 )
 
 // Each of these takes one key. Where it is absent, or wrong and reported, into keeps the default that it holds.
@@ -80,10 +81,11 @@ func (s *section) boolean(key string, into *bool) {
 	}
 }
 
-func (s *section) rate(key string, into *Rate) {
+// rate takes a mapping of two keys; each is what the first of them says, ending in "…".
+func (s *section) rate(key string, into *Rate, each string) {
 	sub := s.section(key)
-	sub.duration("every", &into.Every, time.Millisecond, 24*time.Hour)
-	sub.integer("burst", &into.Burst, 1, 1_000_000)
+	sub.is(each).duration("every", &into.Every, time.Millisecond, 24*time.Hour)
+	sub.is("… after so many at once").integer("burst", &into.Burst, 1, 1_000_000)
 	sub.done()
 }
 
@@ -120,11 +122,20 @@ func oneOf[T ~string](s *section, key string, into *T, values ...T) {
 	*into = T(text)
 }
 
-// hostPort takes an address to listen on. The host may be empty (all addresses), a literal or a name.
-func (s *section) hostPort(key string, into *string) {
-	s.note(key, *into, "`host:port`; an empty host is every address, port 0 any free one")
+// listener takes an address to listen at. The host of host:port may be empty (all addresses), a literal or a name.
+func (s *section) listener(key string, into *string) {
+	s.note(key, *into, "`host:port` (an empty host is every address, port 0 any free one), `unix:/path`, `systemd`, `fd:NAME`, see below")
 	text, ok := s.scalar(key)
 	if !ok {
+		return
+	}
+	address, err := listen.Parse(text)
+	if err != nil {
+		s.mistake(key, "%v", err)
+		return
+	}
+	if address.Network != listen.TCP {
+		*into = text
 		return
 	}
 	host, port, err := net.SplitHostPort(text)
@@ -145,9 +156,11 @@ func isPort(text string) bool {
 	return err == nil && strconv.FormatUint(n, 10) == text
 }
 
-// portOf is the port of an address that hostPort has accepted.
-func portOf(address string) string {
-	return address[strings.LastIndexByte(address, ':')+1:]
+// sameListener says whether two addresses that listener has accepted cannot both be listened at.
+func sameListener(one, other string) bool {
+	a, errA := listen.Parse(one)
+	b, errB := listen.Parse(other)
+	return errA == nil && errB == nil && a.Same(b)
 }
 
 func isListenHost(host string) bool {
@@ -206,18 +219,32 @@ func (s *section) httpURL(key string, into **url.URL) {
 	}
 }
 
-// file takes the path of a file, relative to dir.
+const (
+	// credentialPrefix stands before what is no path, but the name of a credential that systemd hands to the service.
+	credentialPrefix = "credential:" //nolint:gosec // a prefix, and no credential
+	// envCredentials is the variable in which systemd says where the credentials are.
+	envCredentials = "CREDENTIALS_DIRECTORY"
+	// serviceCredentials is where they are while freshen.service runs. A command that root gives by hand has no variable.
+	serviceCredentials = "/run/credentials/freshen.service"
+)
+
+// file takes the path of a file, relative to dir, or the name of a credential.
 func (s *section) file(key string, into *string, dir string) {
 	s.note(key, *into, "a file")
 	text, ok := s.scalar(key)
 	if !ok {
 		return
 	}
+	name, isCredential := strings.CutPrefix(text, credentialPrefix)
 	switch {
 	case text == "":
 		s.mistake(key, "must be the path of a file, is empty")
 	case strings.ContainsRune(text, 0):
 		s.mistake(key, "must be the path of a file, holds a NUL character")
+	case isCredential && (name == "" || name == "." || name == ".." || strings.Contains(name, "/")):
+		s.mistake(key, "must name a credential as LoadCredential= does, such as credential:signing_key, is %s", quoted(text))
+	case isCredential:
+		*into = filepath.Join(s.report.credentials, name)
 	default:
 		*into = within(dir, text)
 	}

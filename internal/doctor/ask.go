@@ -32,7 +32,7 @@ type dated struct {
 type question struct {
 	method, base, path, query, body string
 	header                          map[string]string
-	follow                          bool
+	follow, local                   bool
 }
 
 // ask puts a question. The error is without the URL.
@@ -53,8 +53,11 @@ func (d *doctor) ask(ctx context.Context, q question) (a answer, err error) {
 	ask := d.probe.Ask(time.Now())
 	request.Header.Set(probe.Header, ask)
 	client := d.plain
-	if q.follow {
+	switch {
+	case q.follow:
 		client = d.follow
+	case q.local:
+		client = d.local
 	}
 	began := time.Now()
 	response, err := client.Do(request)

@@ -12,6 +12,7 @@ import (
 
 	"freshen/internal/config"
 	"freshen/internal/federation"
+	"freshen/internal/listen"
 	"freshen/internal/probe"
 )
 
@@ -65,6 +66,8 @@ type Config struct {
 	Config *config.Config
 	Key    *federation.SigningKey
 	Roots  *x509.CertPool
+	// Changed is when the file that Config was read from was last changed.
+	Changed time.Time
 	// Version is this program's.
 	Version string
 	// PublicURL is the site's base URL; empty to find it as clients do, by the server name.
@@ -81,13 +84,20 @@ type doctor struct {
 	report Report
 	plain  *http.Client // follows no redirect
 	follow *http.Client // follows some, as clients do to find a site
+	local  *http.Client // connects to admin.listen, whose base URL is in admin
+	admin  string       // empty where admin.listen is a socket of systemd's
 	probe  probe.Key
 
 	running bool // freshen answers at admin.listen
 	ready   string
-	dates   []dated
-	missing []way
-	server  string // what the public server calls itself
+	// homeserverAway and misnamed say that something is wrong already from which other failures follow: the homeserver does not
+	// answer as one, and the signing key or the server name, whose check is named, is not the homeserver's.
+	homeserverAway bool
+	misnamed       string
+	stale          string // why freshen may run with another configuration
+	dates          []dated
+	missing        []way
+	server         string // what the public server calls itself
 }
 
 // Run looks at everything. It takes minutes at the most, and changes nothing.
@@ -102,8 +112,14 @@ func Run(ctx context.Context, cfg Config) *Report {
 		DialContext: cfg.Dial, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: cfg.Roots}, ForceAttemptHTTP2: true,
 	}
 	defer transport.CloseIdleConnections()
+	admin, dial, err := listen.Reach(cfg.Config.Admin.Listen, cfg.Dial)
+	if err != nil {
+		admin, dial = "", cfg.Dial
+	}
+	local := &http.Transport{DialContext: dial}
+	defer local.CloseIdleConnections()
 	d := &doctor{
-		Config: cfg, probe: cfg.Key.Derive(probe.Purpose),
+		Config: cfg, admin: admin, local: &http.Client{Transport: local, Timeout: askTimeout}, probe: cfg.Key.Derive(probe.Purpose),
 		follow: &http.Client{Transport: transport, Timeout: askTimeout},
 		plain: &http.Client{
 			Transport: transport, Timeout: askTimeout,
@@ -113,15 +129,32 @@ func Run(ctx context.Context, cfg Config) *Report {
 	d.freshen(ctx)
 	d.database(ctx)
 	d.homeserver(ctx)
+	compared := d.signingKey(ctx, cfg.Config.Homeserver.URL.String())
 	public := d.findPublic(ctx)
-	d.signingKey(ctx, public)
+	if !compared && (public == "" || !d.signingKey(ctx, public)) {
+		d.notCompared()
+	}
 	if public != "" {
 		d.ways(ctx, public)
 	}
 	d.federation(ctx)
 	d.clock()
+	d.doubtful()
 	d.report.Missing = d.snippet()
 	return &d.report
+}
+
+// doubtful says that freshen may run with another configuration than the file has now, where something is wrong: then what is wrong
+// may be that alone.
+func (d *doctor) doubtful() {
+	if d.stale == "" || !d.report.Failed() {
+		return
+	}
+	for i := range d.report.Lines {
+		if line := &d.report.Lines[i]; line.Check == "freshen" && line.Status == OK {
+			*line = Line{line.Check, Warning, line.Text + " " + d.stale, "Restart it, and ask again."}
+		}
+	}
 }
 
 func (d *doctor) say(check string, status Status, text, fix string) {

@@ -13,8 +13,10 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
-	"freshen/internal/owed"
+	"freshen/internal/config"
+	"freshen/internal/listen"
 	"freshen/internal/store"
 )
 
@@ -23,16 +25,27 @@ const (
 	filesAtLeast = 400
 	// pollsAtLeast is for how many polls there should be room on any site.
 	pollsAtLeast = 500
+	// startedWithin is how exactly the system knows when a program was started: it counts from when it itself was, by a clock that was
+	// set since.
+	startedWithin = 30 * time.Second
+	// FilesAtLeast is how many files freshen should be allowed to open on any site.
+	FilesAtLeast = 2*pollsAtLeast + filesAtLeast
+	// MoreFiles says how to have more.
+	MoreFiles = "Raise the limit: LimitNOFILE=65536 in the systemd unit, or ulimit -n 65536 before it starts."
 )
 
 // freshen asks the one that runs how it is.
 func (d *doctor) freshen(ctx context.Context) {
-	base := owed.BaseURL(d.Config.Config.Admin.Listen)
-	metrics, err := d.ask(ctx, question{method: http.MethodGet, base: base, path: "/metrics"})
+	if d.admin == "" {
+		d.say("freshen", Warning, fmt.Sprintf("freshen was not asked: admin.listen is %s, and %v.", d.Config.Config.Admin.Listen, listen.ErrUnknown),
+			"Set "+config.EnvAdminListen+" to where that socket listens, and run the doctor again.")
+		return
+	}
+	metrics, err := d.ask(ctx, question{method: http.MethodGet, base: d.admin, path: "/metrics", local: true})
 	switch {
-	case errors.Is(err, syscall.ECONNREFUSED):
+	case listen.Nobody(err):
 		d.say("freshen", Failed, "freshen does not run: nothing listens on "+d.Config.Config.Admin.Listen+" (admin.listen).",
-			"Start it: freshen serve, or systemctl start freshen. If it runs on another machine, run the doctor there.")
+			"Start it: freshen serve, or systemctl start freshen. If it does not stay, it says why: journalctl -u freshen. If it runs on another machine, run the doctor there.")
 		return
 	case err != nil:
 		d.say("freshen", Failed, fmt.Sprintf("freshen cannot be asked at %s (admin.listen): %v.", d.Config.Config.Admin.Listen, err),
@@ -46,13 +59,21 @@ func (d *doctor) freshen(ctx context.Context) {
 		return
 	}
 	d.running = true
-	if values.version != d.Version {
+	if values.started > 0 && d.Changed.After(time.Unix(int64(values.started), 0).Add(startedWithin)) {
+		d.stale = "But the configuration was changed after it had started, and most of it counts from the next start."
+	}
+	switch {
+	case values.version != d.Version:
 		d.say("freshen", Warning, fmt.Sprintf("The freshen that runs is %s, and this program is %s.", values.version, d.Version), "Restart freshen after an upgrade.")
-	} else {
+	case !metrics.arrived:
+		d.running = false
+		d.say("freshen", Failed, "The freshen that runs has another signing key than the configuration names.",
+			"Restart it: a key counts from the next start. If it was started with another file, name that with --config.")
+	default:
 		d.say("freshen", OK, "It runs, version "+d.Version+".", "")
 	}
 	d.files(values)
-	ready, err := d.ask(ctx, question{method: http.MethodGet, base: base, path: "/ready"})
+	ready, err := d.ask(ctx, question{method: http.MethodGet, base: d.admin, path: "/ready", local: true})
 	if err != nil || ready.status != http.StatusOK {
 		d.ready = strings.TrimSpace(string(ready.body))
 		if err != nil {
@@ -63,8 +84,8 @@ func (d *doctor) freshen(ctx context.Context) {
 
 // values are what the running freshen says of itself.
 type values struct {
-	version      string
-	files, polls float64
+	version               string
+	files, polls, started float64
 }
 
 var versionLabel = regexp.MustCompile(`^freshen_build_info\{.*version="([^"]*)"\} 1$`)
@@ -80,6 +101,8 @@ func (*doctor) values(metrics []byte) (v values) {
 		switch name {
 		case "process_max_fds":
 			v.files = number
+		case "process_start_time_seconds":
+			v.started = number
 		case "freshen_polls":
 			v.polls = number
 		}
@@ -94,12 +117,11 @@ func (d *doctor) files(v values) {
 	}
 	now, most := 2*v.polls+filesAtLeast, 2*2*v.polls+filesAtLeast
 	text := fmt.Sprintf("freshen may open %.0f files, and %.0f polls wait: that needs %.0f.", v.files, v.polls, now)
-	fix := "Raise the limit: LimitNOFILE=65536 in the systemd unit, or ulimit -n 65536 before it starts."
 	switch {
 	case v.files < now:
-		d.say("files", Failed, text, fix)
-	case v.files < max(most, 2*pollsAtLeast+filesAtLeast):
-		d.say("files", Warning, text+" That leaves little for more people.", fix)
+		d.say("files", Failed, text, MoreFiles)
+	case v.files < max(most, FilesAtLeast):
+		d.say("files", Warning, text+" That leaves little for more people.", MoreFiles)
 	default:
 		d.say("files", OK, text, "")
 	}
@@ -120,12 +142,31 @@ func (d *doctor) database(ctx context.Context) {
 	}
 	switch {
 	case err != nil:
-		d.say("database", Failed, sentence(err.Error()), "Bring it back, or name another with database. freshen tries again by itself.")
+		d.say("database", Failed, sentence(strings.TrimPrefix(err.Error(), "database: ")), d.databaseFix(err))
 	case d.running:
 		d.say("database", Failed, fmt.Sprintf("freshen says: %s. Seen from here, %s is well.", d.ready, database.Redacted()), "Look at freshen's log, which says what is wrong.")
+	case database.URL == nil && os.Geteuid() == 0:
+		d.say("database", Warning, database.Redacted()+" can be used by root, as whom the doctor runs; whether the user that freshen runs as may write it, root cannot tell.",
+			"If freshen does not start, its log says whether that is why: journalctl -u freshen.")
 	default:
 		d.say("database", OK, database.Redacted()+" can be used.", "")
 	}
+}
+
+func (d *doctor) databaseFix(err error) string {
+	path, absErr := filepath.Abs(d.Config.Config.Database.Path)
+	if absErr != nil {
+		path = d.Config.Config.Database.Path
+	}
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Sprintf("Give %s, and %s in it, to the user that freshen runs as (chown): it must be able to write both. Then start freshen.", filepath.Dir(path), filepath.Base(path))
+	case errors.Is(err, syscall.EROFS):
+		return "Mount that file system for writing, or name another place with database. With systemd, ReadWritePaths= and StateDirectory= say what a service may write."
+	case d.running:
+		return "Bring it back, or name another with database. freshen tries again by itself."
+	}
+	return "Bring it back, or name another with database; then start freshen."
 }
 
 // sqlite looks whether the file is whole, ours and can be written, without taking it from a freshen that uses it.
@@ -138,14 +179,22 @@ func (*doctor) sqlite(ctx context.Context, path string) error {
 		err = file.Close()
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("the database cannot be written: %w", err)
+		return fmt.Errorf("the database %s cannot be written: %w", path, reason(err))
 	}
 	// SQLite makes files beside it.
 	trial, err := os.CreateTemp(filepath.Dir(path), ".freshen-doctor-*")
 	if err != nil {
-		return fmt.Errorf("nothing can be written beside the database: %w", err)
+		return fmt.Errorf("nothing can be written beside the database %s: %w", path, reason(err))
 	}
 	return errors.Join(trial.Close(), os.Remove(trial.Name()))
+}
+
+// reason is an error of the file system without what was called, and on which path.
+func reason(err error) error {
+	if inner, ok := errors.AsType[*fs.PathError](err); ok {
+		return inner.Err
+	}
+	return err
 }
 
 // sentence begins with a capital and ends with a full stop.

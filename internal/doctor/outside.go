@@ -2,27 +2,19 @@ package doctor
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
-	"time"
 
 	"maunium.net/go/mautrix/id"
-
-	"freshen"
-	"freshen/internal/federation"
 )
 
-const (
-	// clockOff and clockWrong are how far a clock may be off before it is told, and before it is a failure.
-	clockOff   = 10 * time.Second
-	clockWrong = time.Minute
-	// nobody is a user whom no server has, to be asked about.
-	nobody = "freshen.doctor"
-)
+// nobody is a user whom no server has, to be asked about.
+const nobody = "freshen.doctor"
 
 // way is a route that must lead through freshen.
 type way struct {
@@ -67,6 +59,10 @@ func (d *doctor) findPublic(ctx context.Context) (base string) {
 	if d.PublicURL != "" {
 		return strings.TrimRight(d.PublicURL, "/")
 	}
+	if d.misnamed == "server name" {
+		d.say("public URL", Warning, "Where clients find the site was not looked at, since "+d.Config.Config.Homeserver.Name+" is not its server name.", "See server name, above, and ask again.")
+		return ""
+	}
 	host := id.ParseServerName(d.Config.Config.Homeserver.Name).Host
 	a, err := d.ask(ctx, question{method: http.MethodGet, base: "https://" + host, path: "/.well-known/matrix/client", follow: true})
 	const fix = "Serve the file, or name the base URL that clients use: freshen doctor --url https://…"
@@ -98,10 +94,15 @@ func isURL(text string) bool {
 
 // certificate adds to an error of TLS what it means.
 func certificate(err error) string {
-	if strings.Contains(err.Error(), "certificate") {
-		return err.Error() + " (clients refuse the site as well: renew or mend its certificate)"
+	if isCertificate(err) {
+		return err.Error() + "; clients refuse the site as well"
 	}
 	return err.Error()
+}
+
+func isCertificate(err error) bool {
+	_, ok := errors.AsType[*tls.CertificateVerificationError](err)
+	return ok
 }
 
 // ways asks the public site as clients do, and finds out by probes which of it leads through freshen.
@@ -110,8 +111,11 @@ func (d *doctor) ways(ctx context.Context, base string) {
 		w.ask.base = base
 		a, err := d.ask(ctx, w.ask)
 		if err != nil {
-			d.say(w.check, Failed, fmt.Sprintf("%s cannot be asked for %s: %s.", base, w.what, certificate(err)),
-				"Look whether the reverse proxy runs and its certificate is good. If the site has another base URL: freshen doctor --url https://…")
+			fix := "Look whether the reverse proxy runs and listens there. If the site has another base URL: freshen doctor --url https://…"
+			if isCertificate(err) {
+				fix = "Renew or mend the certificate that the reverse proxy names (ssl_certificate in nginx), and have it read again: nginx -s reload. If the site has another base URL: freshen doctor --url https://…"
+			}
+			d.say(w.check, Failed, fmt.Sprintf("%s cannot be asked for %s: %s.", base, w.what, certificate(err)), fix)
 			if i == 0 {
 				return // the others would say the same
 			}
@@ -125,28 +129,40 @@ func (d *doctor) ways(ctx context.Context, base string) {
 }
 
 func (d *doctor) way(w way, a answer) {
-	listen := d.Config.Config.Listen
+	listen := proxied(d.Config.Config.Listen).where
 	switch {
+	case !a.arrived && d.running && unreachable(a):
+		d.missing = append(d.missing, w)
+		d.say(w.check, Failed, fmt.Sprintf("%s does not come to freshen: the reverse proxy could not reach what it sends it to, and answered %d.", capital(w.what), a.status),
+			"Send it to "+listen+", where freshen listens (listen); the error log of the reverse proxy says where it went. The right lines are below.")
 	case !a.arrived && d.running:
 		d.missing = append(d.missing, w)
 		d.say(w.check, Failed, fmt.Sprintf("%s does not come to freshen: something else answered, with %d.", capital(w.what), a.status),
 			"Send it to "+listen+" in the reverse proxy; the lines that are missing are below.")
 	case !a.arrived:
-		d.say(w.check, Failed, fmt.Sprintf("%s does not come to freshen, which does not run: %d.", capital(w.what), a.status), "Start freshen, and ask again.")
+		d.say(w.check, Warning, fmt.Sprintf("Whether %s comes to freshen cannot be seen: it got %d.", w.what, a.status), "See freshen, above, and ask again.")
 	case !sameEscapes(a.path, w.ask.path):
-		d.say(w.check, Failed, fmt.Sprintf("The reverse proxy changes paths on the way: %s was sent, and %s arrived. User IDs and signatures get lost by that.", w.ask.path, shown(a.path)),
-			"nginx: proxy_pass http://"+listen+"; without a slash or path behind the port, and no rewrite. Apache: nocanon, and AllowEncodedSlashes NoDecode.")
+		d.say(w.check, Failed, fmt.Sprintf("The reverse proxy changes paths on the way: %s was sent, and %s arrived. A user ID with a slash in it means another one then.", w.ask.path, shown(a.path)),
+			"nginx: proxy_pass "+proxied(d.Config.Config.Listen).nginx+"; without a slash, a path or a variable such as $uri behind it, and no rewrite. Apache: nocanon, and AllowEncodedSlashes NoDecode.")
+	case d.homeserverAway && (unreachable(a) || w.check == "versions" && !advertised(a)):
+		d.say(w.check, Warning, fmt.Sprintf("%s comes to freshen, which gets no good answer from the homeserver: %d.", capital(w.what), a.status), "See homeserver, above.")
+	case unreachable(a):
+		d.say(w.check, Failed, fmt.Sprintf("%s comes to freshen, which cannot reach the homeserver: %d.", capital(w.what), a.status),
+			"The homeserver answers here, so the freshen that runs was started with another homeserver.url, or the homeserver is overloaded: restart freshen, and look at its log.")
 	case w.check == "versions" && !advertised(a):
 		d.say(w.check, Failed, fmt.Sprintf("%s comes to freshen, but the answer (%d) does not say that the site can refresh device lists.", capital(w.what), a.status),
-			"The homeserver does not answer freshen well, or something before freshen keeps old answers: let it cache nothing below /_matrix/.")
+			"Something before freshen keeps old answers (let it cache nothing below /_matrix/), or the homeserver answers freshen otherwise than the doctor.")
 	case w.check == "refresh" && (a.status/100 != 2 || a.header.Get("Access-Control-Allow-Origin") != "*"):
 		d.say(w.check, Failed, fmt.Sprintf("Clients in browsers may not ask for %s: the preflight gives %d, and Access-Control-Allow-Origin %s.", w.what, a.status, shown(a.header.Get("Access-Control-Allow-Origin"))),
 			"Let the reverse proxy leave OPTIONS requests and the Access-Control headers to freshen.")
-	case a.status == http.StatusBadGateway || a.status == http.StatusServiceUnavailable || a.status == http.StatusGatewayTimeout:
-		d.say(w.check, Failed, fmt.Sprintf("%s comes to freshen, but it cannot reach the homeserver: %d.", capital(w.what), a.status), "See homeserver, above.")
 	default:
 		d.say(w.check, OK, capital(w.what)+" comes to freshen.", "")
 	}
+}
+
+// unreachable says whether a proxy has answered, this freshen included, that it could not reach what is behind it.
+func unreachable(a answer) bool {
+	return a.status == http.StatusBadGateway || a.status == http.StatusServiceUnavailable || a.status == http.StatusGatewayTimeout
 }
 
 func advertised(a answer) bool {
@@ -164,86 +180,3 @@ func sameEscapes(arrived, sent string) bool {
 }
 
 func capital(text string) string { return strings.ToUpper(text[:1]) + text[1:] }
-
-// federation looks whether other servers can reach the site, by asking it as one of them would, and whether the one that
-// was named answers what freshen signs.
-func (d *doctor) federation(ctx context.Context) {
-	cfg := d.Config.Config
-	client, err := federation.New(federation.Config{
-		ServerName: cfg.Homeserver.Name, Key: d.Key, Roots: d.Roots, AllowNetworks: cfg.Federation.AllowNetworks,
-		UserAgent: fmt.Sprintf("freshen/%s (device lists for %s)", d.Version, cfg.Homeserver.Name),
-	})
-	if err != nil {
-		d.say("federation in", Failed, sentence(err.Error()), "")
-		return
-	}
-	defer client.Close()
-	fetch := func(server string) *freshen.Failure {
-		ctx, cancel := context.WithTimeout(ctx, cfg.Federation.Timeout)
-		defer cancel()
-		_, err := client.FetchDeviceList(ctx, id.NewUserID(nobody, server))
-		failure, _ := errors.AsType[*freshen.Failure](err)
-		return failure
-	}
-	name := cfg.Homeserver.Name
-	switch f := fetch(name); {
-	case f == nil, f.Reason == freshen.ReasonHTTP, f.Reason == freshen.ReasonBadResponse:
-		d.say("federation in", OK, "Other servers can reach "+name+".", "")
-	case f.Reason == freshen.ReasonDenied:
-		d.say("federation in", Warning, "Seen from here, "+name+" is in a private network, so it could not be tried whether other servers reach it.", "Try it from elsewhere, with a federation tester.")
-	default:
-		d.say("federation in", Failed, "Other servers cannot reach "+name+", and then they cannot check what freshen signs. "+f.Sentence,
-			"Open the federation port (8448, or what https://"+name+"/.well-known/matrix/server or the SRV record names) to the homeserver, with a good certificate.")
-	}
-	if d.Server != "" {
-		d.fetchOut(ctx, fetch)
-	}
-}
-
-func (d *doctor) fetchOut(ctx context.Context, fetch func(string) *freshen.Failure) {
-	// For its clock; whatever it answers.
-	_, _ = d.ask(ctx, question{method: http.MethodGet, base: "https://" + d.Server, path: "/.well-known/matrix/server"})
-	switch f := fetch(d.Server); {
-	case f == nil, f.Blames() == freshen.BlameUser && f.Reason == freshen.ReasonHTTP:
-		d.say("federation out", OK, d.Server+" answers what freshen signs.", "")
-	case f.Status == http.StatusUnauthorized:
-		d.say("federation out", Failed, d.Server+" does not accept what freshen signs. "+f.Sentence,
-			"Either the signing key or the server name is not the homeserver's (see above), or "+d.Server+" cannot fetch the key from "+d.Config.Config.Homeserver.Name+".")
-	case f.Reason == freshen.ReasonDenied:
-		d.say("federation out", Failed, d.Server+" may not be asked. "+f.Sentence, "If it is meant to be, name its network in federation.allow_networks.")
-	default:
-		d.say("federation out", Failed, d.Server+" did not answer. "+f.Sentence, "Try another server, to find out which side it is. freshen needs to get out to ports 443 and 8448.")
-	}
-}
-
-// clock compares ours to those of all who answered.
-func (d *doctor) clock() {
-	var worst dated
-	others := false
-	for _, one := range d.dates {
-		if one.off.Abs() > worst.off.Abs() || worst.who == "" {
-			worst = one
-		}
-		others = others || !one.self
-	}
-	if worst.who == "" {
-		d.say("clock", Warning, "Nobody answered whose clock could be compared.", "")
-		return
-	}
-	direction := "behind"
-	if worst.off < 0 {
-		direction = "ahead of"
-	}
-	text := fmt.Sprintf("This machine's clock is %s %s that of %s.", worst.off.Abs(), direction, worst.who)
-	const fix = "Set the clock by NTP, here or there."
-	switch {
-	case worst.off.Abs() > clockWrong:
-		d.say("clock", Failed, text, fix)
-	case worst.off.Abs() > clockOff:
-		d.say("clock", Warning, text, fix)
-	case others:
-		d.say("clock", OK, "This machine's clock agrees with that of "+d.Server+".", "")
-	default:
-		d.say("clock", OK, "This machine's clock agrees with those of the site; --server compares it to another one's.", "")
-	}
-}

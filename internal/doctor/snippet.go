@@ -4,12 +4,12 @@ import (
 	"fmt"
 	"strings"
 
-	"freshen/internal/owed"
+	"freshen/internal/listen"
 )
 
 const nginxLines = `# nginx, in the server that clients come to, before other locations of /_matrix/:
 location ~ ^/_matrix/(%s)$ {
-    proxy_pass http://%s;             # without a path, so that user IDs stay escaped as they came
+    proxy_pass %s;             # without a path, so that user IDs stay escaped as they came
     proxy_http_version 1.1;
     proxy_set_header Connection "";
     proxy_set_header Host $host;
@@ -37,10 +37,30 @@ func (d *doctor) snippet() string {
 	for _, w := range d.missing {
 		routes = append(routes, w.nginx)
 	}
-	lines := nginxLines
+	to := proxied(d.Config.Config.Listen)
 	if strings.Contains(strings.ToLower(d.server), "caddy") {
-		lines = caddyLines
+		return fmt.Sprintf(caddyLines, strings.Join(routes, "|"), to.caddy)
 	}
-	listen := strings.TrimPrefix(owed.BaseURL(d.Config.Config.Listen), "http://")
-	return fmt.Sprintf(lines, strings.Join(routes, "|"), listen)
+	return fmt.Sprintf(nginxLines, strings.Join(routes, "|"), to.nginx)
+}
+
+// serviceSocket is where deploy/systemd/freshen.socket listens.
+const serviceSocket = "unix:/run/freshen/freshen.sock"
+
+// upstream is where a reverse proxy on this machine is to send requests: for people, and as nginx and Caddy write it.
+type upstream struct{ where, nginx, caddy string }
+
+// proxied tells how a reverse proxy writes an address to listen at. Of a socket of systemd's it is the one that freshen
+// brings; an administrator who has another knows it.
+func proxied(text string) upstream {
+	address, err := listen.Parse(text)
+	if err == nil && address.Network == listen.Passed {
+		text = serviceSocket
+		address, err = listen.Parse(text)
+	}
+	if err == nil && address.Network == listen.Unix {
+		return upstream{where: text, nginx: "http://unix:" + address.Name, caddy: "unix/" + address.Name}
+	}
+	base, _, _ := listen.Reach(text, nil) // the configuration was checked
+	return upstream{where: text, nginx: base, caddy: strings.TrimPrefix(base, "http://")}
 }

@@ -46,7 +46,7 @@ type Client struct {
 // client's own with limits that suit a homeserver nearby.
 func New(base *url.URL, transport http.RoundTripper) *Client {
 	if transport == nil {
-		transport = newTransport()
+		transport = NewTransport()
 	}
 	clone := *base
 	return &Client{
@@ -59,8 +59,8 @@ func New(base *url.URL, transport http.RoundTripper) *Client {
 	}
 }
 
-// newTransport has no proxy: one from the environment would see tokens.
-func newTransport() *http.Transport {
+// NewTransport returns one with limits that suit a homeserver nearby. It has no proxy: one from the environment would see tokens.
+func NewTransport() *http.Transport {
 	return &http.Transport{
 		DialContext:         (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
 		ForceAttemptHTTP2:   true,

@@ -2,6 +2,7 @@ package homeserver
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"database/sql"
@@ -10,16 +11,16 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
 	"maunium.net/go/mautrix/id"
-
-	"freshen"
 )
 
 const (
@@ -44,7 +45,8 @@ SELECT $1::text, $2::bigint WHERE EXISTS (
 ON CONFLICT (user_id) DO NOTHING`
 
 const (
-	isMarked         = `SELECT EXISTS (SELECT 1 FROM device_lists_remote_resync WHERE user_id = $1)`
+	isMarked = `SELECT EXISTS (SELECT 1 FROM device_lists_remote_resync WHERE user_id = $1::text),
+		EXISTS (SELECT 1 FROM current_state_events WHERE type = 'm.room.member' AND state_key = $1 AND membership = 'join')`
 	crossSigningKeys = `SELECT DISTINCT keytype FROM e2e_cross_signing_keys WHERE user_id = $1 AND keytype IN ('master', 'self_signing')`
 )
 
@@ -88,7 +90,7 @@ func NewSynapse(cfg SynapseConfig) (*Synapse, error) {
 	return &Synapse{
 		db: db, secret: cfg.Secret, log: cfg.Log, now: cfg.Now,
 		http: &http.Client{
-			Transport:     newTransport(),
+			Transport:     NewTransport(),
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 		resync: cfg.Replication.JoinPath("_synapse/replication/multi_user_device_resync"),
@@ -112,49 +114,38 @@ func (s *Synapse) Mark(ctx context.Context, target id.UserID) error {
 	return nil
 }
 
-// Deliver makes Synapse fetch the list of a user who was marked, and compares what it got with the list that freshen has
-// got. All that goes wrong, or that Synapse will not announce, is told in the log.
-func (s *Synapse) Deliver(ctx context.Context, list *freshen.DeviceList) {
-	log := s.log.With("target", list.UserID)
+// Deliver makes Synapse fetch the list of a user who was marked, compares what it got with the list that freshen has got,
+// and says what its clients will not hear of.
+func (s *Synapse) Deliver(ctx context.Context, d Delivery) Outcome {
 	for range resyncTries {
-		switch marked, err := s.marked(ctx, list.UserID); {
-		case ctx.Err() != nil:
-			return // freshen stops; the mark stands
+		switch marked, tracked, err := s.marked(ctx, d.Target); {
 		case err != nil:
-			log.Warn("cannot read in Synapse's database whether a device list is stale; Synapse fetches it by itself within a minute", "err", err)
-			return
-		case !marked:
-			log.Info("Synapse has fetched the device list already, or does not track this user, who is in none of its rooms")
-			return
+			return Outcome{HoleAway, "The database of Synapse does not say whether its list is stale.", err}
+		case !tracked:
+			s.log.Info("Synapse does not track this user, who is in none of its rooms", "target", d.Target)
+			return Outcome{}
+		case !marked: // it has fetched the list by itself
+			return s.holes(ctx, d)
 		}
-		got, err := s.fetch(ctx, list.UserID)
-		if err != nil {
-			if ctx.Err() == nil {
-				log.Warn("Synapse did not fetch a stale device list; it tries again by itself", "err", err)
-			}
-			return
+		got, failed := s.fetch(ctx, d.Target)
+		if failed.Hole != HoleNone {
+			return failed
 		}
-		if got.is(list) {
-			s.tellHoles(ctx, log, list)
-			return
+		if got.is(d) {
+			return s.holes(ctx, d)
 		}
 		// A fetch that began before the mark has taken it away, or the list has changed in between.
-		if err := s.Mark(ctx, list.UserID); err != nil {
-			if ctx.Err() != nil {
-				return
-			}
-			log.Warn("Synapse fetched another device list than freshen, and cannot be told to fetch it again", "err", err)
-			return
+		if err := s.Mark(ctx, d.Target); err != nil {
+			return Outcome{HoleAway, "The database of Synapse cannot be told that its list is stale still.", err}
 		}
 	}
-	log.Warn("Synapse got another device list than freshen twice; it fetches it once more by itself",
-		"devices", len(list.Devices))
+	return Outcome{Hole: HoleOther, Sentence: "Synapse got another list than freshen, twice."}
 }
 
-func (s *Synapse) marked(ctx context.Context, target id.UserID) (marked bool, err error) {
+func (s *Synapse) marked(ctx context.Context, target id.UserID) (marked, tracked bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	return marked, s.db.QueryRowContext(ctx, isMarked, string(target)).Scan(&marked)
+	return marked, tracked, s.db.QueryRowContext(ctx, isMarked, string(target)).Scan(&marked, &tracked)
 }
 
 // fetched is what Synapse says it has of a user: fresh from the other server, or, where nothing was to be fetched, its
@@ -187,27 +178,30 @@ func (f *fetched) UnmarshalJSON(data []byte) error {
 }
 
 // is says whether it has the devices of a list. Devices that freshen leaves out as malformed do not count.
-func (f *fetched) is(list *freshen.DeviceList) bool {
-	for _, device := range list.Devices {
+func (f *fetched) is(d Delivery) bool {
+	if d.List == nil {
+		return true
+	}
+	for _, device := range d.List.Devices {
 		if !f.devices[device.ID] {
 			return false
 		}
 	}
-	return len(f.devices) == len(list.Devices) || len(list.Dropped) > 0
+	return len(f.devices) == len(d.List.Devices) || d.Loose
 }
 
 // fetch has Synapse fetch a list and waits for its answer, which is null where it failed.
-func (s *Synapse) fetch(ctx context.Context, target id.UserID) (*fetched, error) {
-	body, err := json.Marshal(map[string][]id.UserID{"user_ids": {target}})
-	if err != nil {
-		return nil, err
-	}
+func (s *Synapse) fetch(ctx context.Context, target id.UserID) (*fetched, Outcome) {
 	asking, cancel := context.WithTimeout(ctx, resyncTimeout)
 	defer cancel()
+	body, err := json.Marshal(map[string][]id.UserID{"user_ids": {target}})
+	if err != nil {
+		return nil, Outcome{HoleAway, "Synapse cannot be asked.", err}
+	}
 	// Synapse remembers answers by the transaction's name for half an hour, so each has one of its own.
 	request, err := http.NewRequestWithContext(asking, http.MethodPost, s.resync.JoinPath(rand.Text()).String(), bytes.NewReader(body))
 	if err != nil {
-		return nil, WithoutURL(err)
+		return nil, Outcome{HoleAway, "Synapse cannot be asked.", WithoutURL(err)}
 	}
 	request.Header.Set("Content-Type", "application/json")
 	if s.secret != "" {
@@ -215,53 +209,70 @@ func (s *Synapse) fetch(ctx context.Context, target id.UserID) (*fetched, error)
 	}
 	response, err := s.http.Do(request)
 	if err != nil {
-		return nil, fmt.Errorf("homeserver.synapse.replication gives no answer: %w", WithoutURL(err))
+		return nil, unanswered(err, "homeserver.synapse.replication gives no answer")
 	}
 	defer func() { _ = response.Body.Close() }()
 	answer, err := readAtMost(response.Body, maxResyncBytes)
 	switch {
 	case err != nil:
-		return nil, err
+		return nil, unanswered(err, "homeserver.synapse.replication breaks off")
 	case response.StatusCode == http.StatusNotFound:
-		return nil, errors.New("homeserver.synapse.replication answers 404: is it the listener with the resource replication, of the main process or of the worker that writes device lists?")
+		return nil, Outcome{Hole: HoleAway, Sentence: "homeserver.synapse.replication answers 404: is it the listener with the resource replication, of the main process or of the worker that writes device lists?"}
 	case response.StatusCode != http.StatusOK:
-		return nil, fmt.Errorf("homeserver.synapse.replication answers with HTTP status %d: is homeserver.synapse.replication_secret_file Synapse's worker_replication_secret?", response.StatusCode)
+		return nil, Outcome{Hole: HoleAway, Sentence: fmt.Sprintf("homeserver.synapse.replication answers with HTTP status %d: is homeserver.synapse.replication_secret_file Synapse's worker_replication_secret?", response.StatusCode)}
 	}
 	var users map[id.UserID]*fetched
 	if err := json.Unmarshal(answer, &users); err != nil {
-		return nil, fmt.Errorf("homeserver.synapse.replication answers with something else than device lists: %w", err)
+		return nil, Outcome{HoleAway, "homeserver.synapse.replication answers with something else than device lists.", err}
 	}
 	if users[target] == nil {
-		return nil, errors.New("it could not reach the other server, or backs off from it")
+		return nil, Outcome{Hole: HoleNotFetched, Sentence: "Synapse did not fetch the list: it could not reach the other server, or backs off from it. It tries again by itself."}
 	}
-	return users[target], nil
+	return users[target], Outcome{}
 }
 
-// tellHoles warns where Synapse has fetched a list, and its clients do not learn of it all the same.
-func (s *Synapse) tellHoles(ctx context.Context, log *slog.Logger, list *freshen.DeviceList) {
-	const cure = "route /sync and /keys/query to freshen, or live with it"
-	if n := len(list.Devices); n > mostOfSynapse {
-		log.Warn("Synapse drops a device list of more than 1000 devices and takes its old one for current", "devices", n, "cure", cure)
+// unanswered tells a homeserver that cannot be reached from one that takes too long for one list.
+func unanswered(err error, what string) Outcome {
+	if _, ok := errors.AsType[*net.OpError](err); ok && !isTimeout(err) {
+		return Outcome{Hole: HoleAway, Sentence: fmt.Sprintf("%s: %v.", what, WithoutURL(err))}
 	}
-	if len(list.Devices) == 0 {
-		log.Warn("Synapse stores that a user has no devices any more and announces it to nobody", "cure", cure)
+	return Outcome{Hole: HoleNotFetched, Sentence: fmt.Sprintf("%s: %v.", what, WithoutURL(err))}
+}
+
+func isTimeout(err error) bool {
+	timeout, ok := errors.AsType[net.Error](err)
+	return ok && timeout.Timeout()
+}
+
+// holes says what Synapse's clients do not learn of a list that it has fetched.
+func (s *Synapse) holes(ctx context.Context, d Delivery) Outcome {
+	if d.List == nil {
+		return Outcome{}
+	}
+	if n := len(d.List.Devices); n > mostOfSynapse {
+		return Outcome{Hole: HoleTooMany, Sentence: fmt.Sprintf("Synapse drops a list of more than 1000 devices, as this one of %d, and takes its old one for current.", n)}
 	}
 	ctx, cancel := context.WithTimeout(ctx, markTimeout)
 	defer cancel()
-	has, err := s.crossSigning(ctx, list.UserID)
+	has, err := s.crossSigning(ctx, d.Target)
 	if err != nil {
-		log.Warn("cannot read in Synapse's database which cross-signing keys it has; it never removes any", "err", err)
-		return
+		return Outcome{HoleAway, "The database of Synapse does not say which cross-signing keys it has.", err}
 	}
-	if list.MasterKey != nil {
+	if d.List.MasterKey != nil {
 		delete(has, "master")
 	}
-	if list.SelfSigningKey != nil {
+	if d.List.SelfSigningKey != nil {
 		delete(has, "self_signing")
 	}
-	if len(has) > 0 {
-		log.Warn("Synapse goes on to serve cross-signing keys that are gone", "keys", slices.Sorted(maps.Keys(has)), "cure", cure)
+	var told []string
+	hole := HoleNone
+	if len(d.List.Devices) == 0 {
+		hole, told = HoleNoDevices, append(told, "Synapse stores that the user has no devices any more, and announces it to nobody.")
 	}
+	if len(has) > 0 {
+		hole, told = cmp.Or(hole, HoleKeysGone), append(told, fmt.Sprintf("Synapse goes on to serve cross-signing keys that are gone (%s).", strings.Join(slices.Sorted(maps.Keys(has)), ", ")))
+	}
+	return Outcome{Hole: hole, Sentence: strings.Join(told, " ")}
 }
 
 func (s *Synapse) crossSigning(ctx context.Context, target id.UserID) (_ map[string]bool, err error) {

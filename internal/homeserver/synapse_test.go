@@ -169,13 +169,12 @@ func TestMarkAndDeliver(t *testing.T) {
 			t.Fatalf("%d rows are marked, at %d", rows, at)
 		}
 	}
-	client.Deliver(t.Context(), list)
+	if outcome := client.Deliver(t.Context(), homeserver.Delivery{Target: target, List: list}); outcome != (homeserver.Outcome{}) {
+		t.Errorf("it is told that something went wrong: %+v", outcome)
+	}
 	want := "POST /_synapse/replication/multi_user_device_resync " + `{"user_ids":["@bob:b.org"]}`
 	if len(s.asked) != 1 || s.asked[0] != want {
 		t.Errorf("Synapse was asked %q, want %q", s.asked, want)
-	}
-	if s.log.Len() != 0 {
-		t.Errorf("it is told that something went wrong: %s", &s.log)
 	}
 }
 
@@ -187,7 +186,9 @@ func TestStrangersAreNotMarked(t *testing.T) {
 	if err := client.Mark(t.Context(), target); err != nil {
 		t.Fatal(err)
 	}
-	client.Deliver(t.Context(), listOf(t, 1))
+	if outcome := client.Deliver(t.Context(), homeserver.Delivery{Target: target, List: listOf(t, 1)}); outcome != (homeserver.Outcome{}) {
+		t.Errorf("%+v", outcome)
+	}
 	if rows, _ := s.marked(); rows != 0 || len(s.asked) != 0 {
 		t.Errorf("%d rows are marked, Synapse was asked %q", rows, s.asked)
 	}
@@ -201,30 +202,33 @@ func TestAnOlderFetchIsRepeated(t *testing.T) {
 	if err := client.Mark(t.Context(), target); err != nil {
 		t.Fatal(err)
 	}
-	client.Deliver(t.Context(), list)
-	if len(s.asked) != 2 || s.log.Len() != 0 {
-		t.Errorf("Synapse was asked %d times, want 2: %s", len(s.asked), &s.log)
+	outcome := client.Deliver(t.Context(), homeserver.Delivery{Target: target, List: list})
+	if len(s.asked) != 2 || outcome != (homeserver.Outcome{}) {
+		t.Errorf("Synapse was asked %d times, want 2: %+v", len(s.asked), outcome)
 	}
 }
 
-// A failure means that an administrator whose clients hear nothing finds nothing about it in the log, or that what Synapse
-// could not do is not left to it.
+// A failure means that an administrator whose clients hear nothing is told nothing about it, that what Synapse could not do
+// is not left to it, or that trying goes on where it is of no use, or ends where it is.
 func TestWhatGoesWrongIsTold(t *testing.T) {
 	t.Parallel()
 	many := listOf(t, 1001)
 	for name, c := range map[string]struct {
 		answer string
 		list   *freshen.DeviceList
+		hole   homeserver.Hole
 		says   string
 		marks  int
 	}{
-		"it failed":                      {"null", listOf(t, 1), "could not reach the other server", 1},
-		"no replication listener":        {"404", listOf(t, 1), "listener with the resource replication", 1},
-		"no device lists":                {`"x"`, listOf(t, 1), "something else than device lists", 0},
-		"another list, again and again":  {`{"stream_id":1,"devices":[]}`, listOf(t, 1), "another device list than freshen", 1},
-		"too many devices":               {answerOf(many), many, "more than 1000 devices", 0},
-		"no devices":                     {answerOf(listOf(t, 0)), listOf(t, 0), "announces it to nobody", 0},
-		"cross-signing keys that vanish": {answerOf(listOf(t, 1)), listOf(t, 1), "cross-signing keys that are gone", 0},
+		"it failed":                      {"null", listOf(t, 1), homeserver.HoleNotFetched, "could not reach the other server", 1},
+		"no replication listener":        {"404", listOf(t, 1), homeserver.HoleAway, "listener with the resource replication", 1},
+		"no device lists":                {`"x"`, listOf(t, 1), homeserver.HoleAway, "something else than device lists", 0},
+		"another list, again and again":  {`{"stream_id":1,"devices":[]}`, listOf(t, 1), homeserver.HoleOther, "another list than freshen", 1},
+		"too many devices":               {answerOf(many), many, homeserver.HoleTooMany, "more than 1000 devices", 0},
+		"no devices":                     {answerOf(listOf(t, 0)), listOf(t, 0), homeserver.HoleNoDevices, "announces it to nobody", 0},
+		"cross-signing keys that vanish": {answerOf(listOf(t, 1)), listOf(t, 1), homeserver.HoleKeysGone, "cross-signing keys that are gone (master)", 0},
+		"no devices, and keys vanish":    {answerOf(listOf(t, 0)), listOf(t, 0), homeserver.HoleNoDevices, "cross-signing keys that are gone (master)", 0},
+		"no list to compare with":        {`{"stream_id":1,"devices":[]}`, nil, homeserver.HoleNone, "", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -235,14 +239,36 @@ func TestWhatGoesWrongIsTold(t *testing.T) {
 			if err := client.Mark(t.Context(), target); err != nil {
 				t.Fatal(err)
 			}
-			client.Deliver(t.Context(), c.list)
-			if log := s.log.String(); strings.Count(log, "level=WARN") != 1 || !strings.Contains(log, c.says) {
-				t.Errorf("the log should warn once of %q, and has\n%s", c.says, log)
+			outcome := client.Deliver(t.Context(), homeserver.Delivery{Target: target, List: c.list})
+			if outcome.Hole != c.hole || !strings.Contains(outcome.Sentence, c.says) || (outcome.Sentence == "") != (c.says == "") {
+				t.Errorf("it should be told of %q, and is told %+v", c.says, outcome)
 			}
 			if rows, _ := s.marked(); rows != c.marks {
 				t.Errorf("%d rows are marked, want %d", rows, c.marks)
 			}
 		})
+	}
+}
+
+// A failure means that what Synapse fetched by itself later, when its backoff had ended, is shown as not fetched for ever, or
+// that what it does not announce is not shown.
+func TestSynapseFetchedByItself(t *testing.T) {
+	t.Parallel()
+	s, client := newSynapse(t, "null")
+	if err := client.Mark(t.Context(), target); err != nil {
+		t.Fatal(err)
+	}
+	if outcome := client.Deliver(t.Context(), homeserver.Delivery{Target: target, List: listOf(t, 0)}); outcome.Hole != homeserver.HoleNotFetched {
+		t.Errorf("%+v", outcome)
+	}
+	s.exec(`DELETE FROM device_lists_remote_resync`)
+	for devices, want := range []homeserver.Hole{homeserver.HoleNoDevices, homeserver.HoleNone} {
+		if outcome := client.Deliver(t.Context(), homeserver.Delivery{Target: target, List: listOf(t, devices)}); outcome.Hole != want {
+			t.Errorf("%d devices: %+v", devices, outcome)
+		}
+	}
+	if len(s.asked) != 1 {
+		t.Errorf("Synapse was asked %q", s.asked)
 	}
 }
 

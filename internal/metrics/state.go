@@ -36,6 +36,7 @@ var (
 	debts      = desc("freshen_debts", "Device lists that are owed: somebody was told that they will be fetched.")
 	oldest     = desc("freshen_oldest_debt_age_seconds", "How long ago the debt was asked for, for the last time, that has waited longest since; 0 where nothing is owed.")
 	backingOff = desc("freshen_destinations_backing_off", "Servers that failed last and are left alone for a while.")
+	behind     = desc("freshen_undelivered_lists", "Device lists that the homeserver was to announce itself, and is not known to have announced.")
 	ended      = desc("freshen_debts_ended_total", "Debts that have ended, by how: paid, given_up, denied, nobody_shares, dropped.", "ending")
 	announced  = desc("freshen_announcements_total", "Announcements of a changed device list that this instance has made or heard of.")
 	polls      = desc("freshen_polls", "Requests for /sync and sliding sync that are being answered or wait.")
@@ -50,7 +51,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 // Describe implements [prometheus.Collector].
 func (*collector) Describe(into chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{databaseUp, debts, oldest, backingOff, ended, announced, polls, looked, edited, bytes} {
+	for _, d := range []*prometheus.Desc{databaseUp, debts, oldest, backingOff, behind, ended, announced, polls, looked, edited, bytes} {
 		into <- d
 	}
 }
@@ -70,6 +71,7 @@ func (c *collector) Collect(into chan<- prometheus.Metric) {
 		gauge(databaseUp, 1)
 		gauge(debts, float64(backlog.Debts))
 		gauge(backingOff, float64(backlog.BackingOff))
+		gauge(behind, float64(backlog.Undelivered))
 		age := 0.0
 		if !backlog.Oldest.IsZero() {
 			age = max(0, c.state.Now().Sub(backlog.Oldest).Seconds())

@@ -159,14 +159,14 @@ func fields(r *http.Request, x exchange) iter.Seq2[string, string] {
 		if x != nil && !yield("Accept-Encoding", "identity") {
 			return
 		}
-		// What the proxy in front of us says of the client's connection is truer than what we see of its own.
+		// What the proxy in front of us says of the client's connection is truer than what we see of its own. Over a unix
+		// socket it has no address, and nothing is to be added.
+		hops := r.Header["X-Forwarded-For"]
 		if client, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
-			if before := r.Header["X-Forwarded-For"]; len(before) > 0 {
-				client = strings.Join(before, ", ") + ", " + client
-			}
-			if !yield("X-Forwarded-For", client) {
-				return
-			}
+			hops = append(slices.Clip(hops), client)
+		}
+		if len(hops) > 0 && !yield("X-Forwarded-For", strings.Join(hops, ", ")) {
+			return
 		}
 		if len(r.Header["X-Forwarded-Host"]) == 0 && !yield("X-Forwarded-Host", r.Host) {
 			return

@@ -6,12 +6,13 @@ package overlay
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -158,7 +159,18 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		// Else net/http closes the client's body once the answer begins, and the transport, which may still be looking for
 		// its end, takes that for a broken upload and drops the answer. Writers other than HTTP/1's need none of this.
 		_ = http.NewResponseController(w).EnableFullDuplex()
+		// What is left of the body is read here, as net/http would. When it does so itself, after the handler and in full duplex, its
+		// watch for the client's end collides with the wait for the next request: it panics, and the connection is gone.
+		body := r.Body
+		p.serve(w, r)
+		_ = http.NewResponseController(w).Flush() // who sends the rest of a body slowly shall not wait for the answer
+		_ = body.Close()
+		return
 	}
+	p.serve(w, r)
+}
+
+func (p *Proxy) serve(w http.ResponseWriter, r *http.Request) {
 	switch route(r) {
 	case routeSync:
 		p.serveSync(w, r)
@@ -239,6 +251,9 @@ func (p *Proxy) rewrite(pr *httputil.ProxyRequest) {
 			out.Header[name] = values
 		}
 	}
+	if hops := in.Header["X-Forwarded-For"]; len(hops) > 0 && len(out.Header["X-Forwarded-For"]) == 0 {
+		out.Header["X-Forwarded-For"] = []string{strings.Join(hops, ", ")} // over a unix socket, where SetXForwarded drops it
+	}
 	if exchangeOf(in.Context()) != nil {
 		out.Header.Set("Accept-Encoding", "identity")
 	}
@@ -262,11 +277,10 @@ func (p *Proxy) failed(w http.ResponseWriter, r *http.Request, err error) {
 	header := w.Header()
 	header.Set("Content-Type", "application/json")
 	header.Set("Access-Control-Allow-Origin", "*")
+	const answer = `{"errcode":"M_UNKNOWN","error":"The homeserver behind freshen cannot be reached: please try again in a minute."}` + "\n"
+	header.Set("Content-Length", strconv.Itoa(len(answer)))
 	w.WriteHeader(http.StatusBadGateway)
-	_ = json.NewEncoder(w).Encode(map[string]string{
-		"errcode": "M_UNKNOWN",
-		"error":   "The homeserver behind freshen cannot be reached: please try again in a minute.",
-	})
+	_, _ = io.WriteString(w, answer)
 }
 
 // bufferSize is how much of a body is passed at a time, and so in how many writes to the client: measured, 128 KB take half

@@ -8,11 +8,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
 	"strings"
-	"syscall"
 	"time"
+
+	"freshen/internal/listen"
 )
 
 const (
@@ -106,24 +106,9 @@ var ErrNotRunning = errors.New("freshen does not run")
 
 // Client asks the admin listener of a running freshen.
 type Client struct {
-	// Address is admin.listen.
-	Address string
-	HTTP    *http.Client
-}
-
-// BaseURL is how this machine reaches what listens at an address.
-func BaseURL(address string) string {
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return "http://" + address
-	}
-	switch host {
-	case "", "0.0.0.0":
-		host = "127.0.0.1"
-	case "::":
-		host = "::1"
-	}
-	return "http://" + net.JoinHostPort(host, port)
+	// Address is admin.listen; Base is how it is reached, and HTTP connects there.
+	Address, Base string
+	HTTP          *http.Client
 }
 
 // List asks what is owed. The error is [ErrNotRunning] where nobody listens.
@@ -155,13 +140,13 @@ func (c *Client) change(ctx context.Context, path string, whose Whose) (int64, e
 func (c *Client) ask(ctx context.Context, method, path string, body []byte, answer any) error {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, method, BaseURL(c.Address)+path, bytes.NewReader(body))
+	request, err := http.NewRequestWithContext(ctx, method, c.Base+path, bytes.NewReader(body))
 	if err != nil {
 		return err
 	}
 	request.Header.Set("Content-Type", "application/json")
 	response, err := c.HTTP.Do(request)
-	if errors.Is(err, syscall.ECONNREFUSED) {
+	if listen.Nobody(err) {
 		return ErrNotRunning
 	}
 	if err != nil {

@@ -23,6 +23,22 @@ type List struct {
 	Destinations []Destination `json:"destinations"`
 	// Truncated: there are more debts than are listed.
 	Truncated bool `json:"truncated,omitempty"`
+	// Undelivered is what the homeserver was to announce itself, and is not known to have announced.
+	Undelivered []Undelivered `json:"undelivered"`
+}
+
+// Undelivered is a user of whose device list the homeserver's clients do not hear from it.
+type Undelivered struct {
+	Target id.UserID `json:"target"`
+	// Since is from when on that is so; AskedAt is when the list was last fetched for somebody.
+	Since   time.Time `json:"since"`
+	AskedAt time.Time `json:"asked_at"`
+	// Hole says why: homeserver_away, not_fetched, other_list, too_many_devices, no_devices, devices_gone or
+	// cross_signing_keys_gone. Error is the same as a sentence.
+	Hole  string `json:"hole"`
+	Error string `json:"error"`
+	// NextTry is when it is tried again; absent where that would change nothing.
+	NextTry *time.Time `json:"next_try,omitempty"`
 }
 
 // Destination is a server that is owed something.
@@ -100,7 +116,7 @@ func (l *Ledger) List(ctx context.Context) (*List, error) {
 	if err != nil {
 		return nil, err
 	}
-	list := &List{Debts: len(all), Destinations: []Destination{}}
+	list := &List{Debts: len(all), Destinations: []Destination{}, Undelivered: []Undelivered{}}
 	if len(all) > maxDebts {
 		all, list.Truncated = all[:maxDebts], true
 		if list.Debts, err = l.Store.Debts(ctx); err != nil {
@@ -117,7 +133,20 @@ func (l *Ledger) List(ctx context.Context) (*List, error) {
 		d := &list.Destinations[last]
 		d.Debts = append(d.Debts, l.debt(one, now))
 	}
-	return list, nil
+	behind, err := l.Store.Undelivered(ctx, maxDebts)
+	for _, one := range behind {
+		list.Undelivered = append(list.Undelivered, undelivered(one))
+	}
+	return list, err
+}
+
+func undelivered(d store.Delivery) Undelivered {
+	shown := Undelivered{Target: d.Target, Since: d.Since.UTC(), AskedAt: d.AskedAt.UTC(), Hole: d.Reason, Error: d.Sentence}
+	if !d.DueAt.IsZero() {
+		next := d.DueAt.UTC()
+		shown.NextTry = &next
+	}
+	return shown
 }
 
 func destination(d store.Destination) Destination {
@@ -147,28 +176,40 @@ func (l *Ledger) debt(o store.OwedDebt, now time.Time) Debt {
 	return shown
 }
 
-// Drop forgets what is owed, and says how much that was.
-func (l *Ledger) Drop(ctx context.Context, whose Whose) (n int64, err error) {
+// Drop forgets what is owed and what is undelivered, and says how much that was.
+func (l *Ledger) Drop(ctx context.Context, whose Whose) (int64, error) {
+	var debts int64
+	var err error
 	if whose.Target != "" {
-		n, err = l.Store.Forgive(ctx, whose.Target, l.Now())
+		debts, err = l.Store.Forgive(ctx, whose.Target, l.Now())
 	} else {
-		n, err = l.Store.DropDestination(ctx, whose.Server)
+		debts, err = l.Store.DropDestination(ctx, whose.Server)
 	}
-	if err == nil && l.Changed != nil {
-		l.Changed(n)
+	if err != nil {
+		return 0, err
 	}
-	return n, err
+	if l.Changed != nil {
+		l.Changed(debts)
+	}
+	behind, err := l.Store.ForgetUndelivered(ctx, whose.Target, whose.Server)
+	return debts + behind, err
 }
 
-// Retry makes what is owed due, and says how much that is.
-func (l *Ledger) Retry(ctx context.Context, whose Whose) (n int64, err error) {
+// Retry makes what is owed and what is undelivered due, and says how much that is.
+func (l *Ledger) Retry(ctx context.Context, whose Whose) (int64, error) {
+	var debts int64
+	var err error
 	if whose.Target != "" {
-		n, err = l.Store.TryNow(ctx, whose.Target, l.Now())
+		debts, err = l.Store.TryNow(ctx, whose.Target, l.Now())
 	} else {
-		n, err = l.Store.TryDestinationNow(ctx, whose.Server, l.Now())
+		debts, err = l.Store.TryDestinationNow(ctx, whose.Server, l.Now())
 	}
-	if err == nil && l.Changed != nil {
+	if err != nil {
+		return 0, err
+	}
+	behind, err := l.Store.TryUndelivered(ctx, whose.Target, whose.Server, l.Now())
+	if l.Changed != nil {
 		l.Changed(0)
 	}
-	return n, err
+	return debts + behind, err
 }

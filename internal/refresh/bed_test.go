@@ -55,6 +55,8 @@ type script struct {
 	explore []id.UserID
 	// shares answers for those who are online; who is not in it is not.
 	shares map[id.UserID]bool
+	// deaf is what the homeserver fails with when it is asked for rooms.
+	deaf error
 	// long makes the lists longer than what is kept of strangers.
 	long bool
 	// answer is what the destination does; nil for an empty list.
@@ -99,6 +101,17 @@ func (s *script) fetched() []time.Duration {
 
 func (s *script) Shares(context.Context, id.UserID, homeserver.Credentials, id.UserID) (bool, error) {
 	return true, nil
+}
+
+func (s *script) SharesOf(_ context.Context, _ id.UserID, _ homeserver.Credentials, targets []id.UserID) (yes []id.UserID, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, target := range targets {
+		if s.shares[target] {
+			yes = append(yes, target)
+		}
+	}
+	return yes, s.deaf
 }
 
 func (s *script) Explore(who id.UserID, _ homeserver.Credentials, _ id.UserID) {

@@ -22,7 +22,7 @@ type herald struct {
 	events []string
 }
 
-func (h *herald) Mark(context.Context, id.UserID) error {
+func (h *herald) Mark(context.Context, *freshen.DeviceList) error {
 	owed := h.debts()
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -38,10 +38,10 @@ func (h *herald) Mark(context.Context, id.UserID) error {
 	return nil
 }
 
-func (h *herald) Deliver(_ context.Context, list *freshen.DeviceList) {
+func (h *herald) Deliver(_ context.Context, target id.UserID) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.events = append(h.events, "deliver "+string(list.UserID))
+	h.events = append(h.events, "deliver "+string(target))
 }
 
 func (h *herald) isAway(away bool) {

@@ -43,6 +43,8 @@ type Fetcher interface {
 type Neighbourhood interface {
 	// Shares asks whether who shares a room with target.
 	Shares(ctx context.Context, who id.UserID, cred homeserver.Credentials, target id.UserID) (bool, error)
+	// SharesOf asks with which of the targets who shares a room. With an error, it names those that could be told.
+	SharesOf(ctx context.Context, who id.UserID, cred homeserver.Credentials, targets []id.UserID) ([]id.UserID, error)
 	// Explore finds out, in the background, which local users a change of target's concerns, from the point of view of
 	// who. It does not block.
 	Explore(who id.UserID, cred homeserver.Credentials, target id.UserID)
@@ -53,11 +55,13 @@ type Neighbourhood interface {
 
 // Deliverer has the homeserver itself fetch a list and announce it, for sites that do not put freshen before /sync.
 type Deliverer interface {
-	// Mark notes with the homeserver, durably, that what it has of target is stale. It is called for each list that was
-	// fetched for somebody, before they are promised anything; if it fails, they are told so.
-	Mark(ctx context.Context, target id.UserID) error
-	// Deliver makes the homeserver fetch the list now, which it would do by itself later. It tells what goes wrong in the log.
-	Deliver(ctx context.Context, list *freshen.DeviceList)
+	// Mark notes durably that what the homeserver has of a target is stale. It is called with each list that was fetched for
+	// somebody, before they are promised anything; if it fails, they are told so, in the words of a *[freshen.Error] if it is
+	// one.
+	Mark(ctx context.Context, list *freshen.DeviceList) error
+	// Deliver says that the list of a target who was marked is kept, and the homeserver may fetch it. It does not wait for
+	// that.
+	Deliver(ctx context.Context, target id.UserID)
 }
 
 // Config is what an [Engine] needs to know.
@@ -96,7 +100,8 @@ type Engine struct {
 	rooms  Neighbourhood
 	log    *slog.Logger
 	users  *limit.Limiter
-	shared atomic.Bool // SharedRoomsOnly, as it stands
+	asking *limit.Limiter // who asks how lists stand
+	shared atomic.Bool    // SharedRoomsOnly, as it stands
 	recent outcomes
 	slow   slowness
 	ended  endings
@@ -132,6 +137,7 @@ func New(cfg Config, s *store.Store, fetch Fetcher, rooms Neighbourhood, log *sl
 	e := &Engine{
 		cfg: cfg, store: s, fetch: fetch, rooms: rooms, log: log,
 		users:   limit.New(cfg.PerUser),
+		asking:  limit.New(standingRate),
 		recent:  newOutcomes(cfg.SuccessFor, cfg.FailureFor),
 		slow:    newSlowness(),
 		flights: map[id.UserID]*flight{}, probes: map[string]*probe{},

@@ -35,7 +35,7 @@ type flight struct {
 	told     time.Time // when the outcome was there
 	err      *freshen.Error
 	news     *freshen.DeviceList // the list that was kept, if it says something new; the flight's own goroutine's alone
-	marked   *freshen.DeviceList // the list that was kept and that the homeserver is to fetch, too; likewise
+	marked   bool                // the homeserver is to fetch the list, too; likewise
 }
 
 func (f *flight) has(user id.UserID) bool {
@@ -96,8 +96,8 @@ func (e *Engine) board(target id.UserID, aboard func(*flight)) *flight {
 	e.flights[target] = f
 	e.wg.Go(func() {
 		e.fly(f)
-		if f.marked != nil {
-			e.cfg.Deliverer.Deliver(e.ctx, f.marked)
+		if f.marked {
+			e.cfg.Deliverer.Deliver(e.ctx, f.target)
 		}
 		if f.news != nil {
 			e.tellOddities(f.news)
@@ -282,14 +282,19 @@ func (e *Engine) mark(ctx context.Context, f *flight, list *freshen.DeviceList) 
 	if e.cfg.Deliverer == nil || (len(f.requesters) == 0 && f.lease == "") {
 		return nil
 	}
-	if err := e.cfg.Deliverer.Mark(ctx, f.target); err != nil {
-		return &freshen.Error{
-			Code:    freshen.CodeHomeserverDown,
-			Message: "The device list was fetched, but the homeserver's database cannot be told of it just now: please try again in a minute.",
-			Err:     errors.Join(err, e.store.Abandon(ctx, f.target, f.token)),
+	if err := e.cfg.Deliverer.Mark(ctx, list); err != nil {
+		told, ok := errors.AsType[*freshen.Error](err)
+		if !ok {
+			told = &freshen.Error{
+				Code:    freshen.CodeHomeserverDown,
+				Message: "The device list was fetched, but that the homeserver is to announce it cannot be noted down just now: please try again in a minute.",
+				Err:     err,
+			}
 		}
+		told.Err = errors.Join(told.Err, e.store.Abandon(ctx, f.target, f.token))
+		return told
 	}
-	f.marked = list
+	f.marked = true
 	return nil
 }
 

@@ -293,6 +293,10 @@ func (m *model) Shares(context.Context, id.UserID, homeserver.Credentials, id.Us
 	return true, nil
 }
 
+func (m *model) SharesOf(_ context.Context, _ id.UserID, _ homeserver.Credentials, targets []id.UserID) ([]id.UserID, error) {
+	return targets, nil
+}
+
 func (m *model) Explore(id.UserID, homeserver.Credentials, id.UserID) {}
 
 func (m *model) Sharing(_ context.Context, users []id.UserID, target id.UserID) (yes, no []id.UserID) {

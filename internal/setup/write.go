@@ -50,7 +50,11 @@ func (f *Found) Text(path string) string {
 		} else if folder == "" {
 			b.WriteString("\n")
 		}
-		comment(&b, indent, strings.TrimSuffix(plain(key.What), " …")+". Allowed: "+strings.TrimSuffix(plain(key.Allowed), ", see below")+".")
+		text := strings.TrimSuffix(plain(key.What), " …") + ". Allowed: " + strings.TrimSuffix(plain(key.Allowed), ", see below") + "."
+		if key.Variable != "" {
+			text += " The environment's " + key.Variable + " overrides it."
+		}
+		comment(&b, indent, text)
 		if key.Path == "database" && f.Postgres != "" {
 			comment(&b, indent, "For several instances a database of its own on the homeserver's Postgres, the password by FRESHEN_DATABASE: postgres://freshen@"+
 				f.Postgres+"/freshen")
@@ -141,8 +145,8 @@ func comment(b *strings.Builder, indent, text string) {
 	b.WriteString(line + "\n")
 }
 
-// Write makes the file, readable by its owner alone. It never overwrites one.
-func Write(path, text string) (err error) {
+// Write makes the file, with that mode whatever the umask. It never overwrites one.
+func Write(path, text string, mode fs.FileMode) (err error) {
 	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	switch {
 	case errors.Is(err, fs.ErrExist):
@@ -151,7 +155,7 @@ func Write(path, text string) (err error) {
 		return fmt.Errorf("the configuration cannot be written: %w", err)
 	}
 	_, err = file.WriteString(text)
-	if err = errors.Join(err, file.Sync(), file.Close()); err != nil {
+	if err = errors.Join(err, file.Chmod(mode), file.Sync(), file.Close()); err != nil {
 		return errors.Join(fmt.Errorf("the configuration cannot be written: %w", err), os.Remove(path))
 	}
 	return nil

@@ -59,7 +59,8 @@ type Failed struct {
 	Failure *freshen.Failure
 }
 
-// Verdict says how the states change by a failure. It is pure: it may run more than once.
+// Verdict says how the states change by a failure, whose words a state that changes must be given: those of the failure
+// before are not read. It is pure: it may run more than once.
 type Verdict func(Destination, Debt) (dest Destination, debt Debt, owed bool)
 
 // RecordFailure makes the failure and what is owed for it durable. nextTry is when the debt will be tried next; zero if
@@ -70,7 +71,7 @@ func (s *Store) RecordFailure(ctx context.Context, f Failed, verdict Verdict) (n
 		if _, err := t.endFetch(ctx, f.Target, f.Token, f.At, f.Failure); err != nil {
 			return err
 		}
-		stands, err := t.standing(ctx, f.Destination, f.Target, f.At)
+		stands, err := t.standing(ctx, f.Destination, f.Target)
 		if err != nil {
 			return err
 		}
@@ -86,19 +87,18 @@ func (s *Store) RecordFailure(ctx context.Context, f Failed, verdict Verdict) (n
 		dest, debt, owed := verdict(stands.destination, debt)
 		switch {
 		case !mine: // the claim was lost, or the debt paid meanwhile
+			owed = found
 		case !owed:
-			stands.owed = false
 			err = t.dropDebt(ctx, f.Target)
 		default:
 			debt.Lease = ""
 			nextTry = later(dest.RetryAt, debt.DueAt)
-			stands.debt, stands.owed = debt, true
 			err = errors.Join(t.putDebt(ctx, debt), t.putRequesters(ctx, f.Target, f.Requesters, f.At, true))
 		}
 		if err != nil {
 			return err
 		}
-		return t.putDestination(ctx, dest, stands.row(dest, f.At))
+		return t.putStanding(ctx, stands.destination, dest, owed, f.At)
 	})
 	return nextTry, err
 }
@@ -116,16 +116,13 @@ func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.
 			return err
 		}
 		name := freshen.Destination(target)
-		stands, err := t.standing(ctx, name, target, at)
+		stands, err := t.standing(ctx, name, target)
 		if err != nil {
 			return err
 		}
-		stands.debt, stands.owed = begins(Debt{Target: target, Destination: name, Gen: 1, AskedAt: at, DueAt: at}), true
-		nextTry = later(stands.destination.RetryAt, stands.debt.DueAt)
-		if err := t.putDebt(ctx, stands.debt); err != nil {
-			return err
-		}
-		return t.putDestination(ctx, stands.destination, stands.row(stands.destination, at))
+		debt := begins(Debt{Target: target, Destination: name, Gen: 1, AskedAt: at, DueAt: at})
+		nextTry = later(stands.destination.RetryAt, debt.DueAt)
+		return errors.Join(t.putDebt(ctx, debt), t.owesTo(ctx, name), t.schedule(ctx, name, at))
 	})
 	return nextTry, err
 }
@@ -220,8 +217,8 @@ func (s *Store) DropDestination(ctx context.Context, name string) (n int64, err 
 	return n, err
 }
 
-// ReleaseClaims gives back what an earlier process had claimed when it ended. Only the sole user of a database may call
-// it.
+// ReleaseClaims gives back what an earlier process had claimed when it ended, and makes deliveries due that it had not
+// tried. Only the sole user of a database may call it.
 func (s *Store) ReleaseClaims(ctx context.Context, now time.Time) error {
 	return s.update(ctx, func(ctx context.Context, t *tx) error {
 		names, err := queryAll(ctx, t, func(rows *sql.Rows) (name string, err error) { return name, rows.Scan(&name) },
@@ -230,6 +227,9 @@ func (s *Store) ReleaseClaims(ctx context.Context, now time.Time) error {
 			return err
 		}
 		if _, err := t.exec(ctx, `UPDATE debts SET lease = '', due_at = $1 WHERE lease <> ''`, millis(now)); err != nil {
+			return err
+		}
+		if _, err := t.exec(ctx, `UPDATE deliveries SET due_at = $1 WHERE due_at > $1 AND tries = 0`, millis(now)); err != nil {
 			return err
 		}
 		for _, name := range names {

@@ -92,8 +92,8 @@ func (t *tx) savePosition(ctx context.Context, p DevicePosition) error {
 	return nil
 }
 
-// Prune forgets announcements, requesters, device positions, retired lists and outcomes of fetches that are older than
-// before.
+// Prune forgets announcements, requesters, device positions, retired lists, outcomes of fetches and what the homeserver
+// was not brought to, where they are older than before.
 func (s *Store) Prune(ctx context.Context, before time.Time) error {
 	if err := s.pruneShared(ctx, before); err != nil {
 		return err
@@ -105,6 +105,7 @@ func (s *Store) Prune(ctx context.Context, before time.Time) error {
 			`DELETE FROM sync_positions WHERE seen_at < $1`,
 			`DELETE FROM kept_lists WHERE list IS NULL AND fetched_at < $1`,
 			`DELETE FROM destinations WHERE due_at IS NULL AND retry_at < $1`,
+			`DELETE FROM deliveries WHERE asked_at < $1`,
 		} {
 			if _, err := t.exec(ctx, query, millis(before)); err != nil {
 				return err

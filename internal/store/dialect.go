@@ -22,6 +22,8 @@ type dialect struct {
 	standing string
 	// claimDebts and claimDestinations are the functions of these names, with how a JSON array is read.
 	claimDebts, claimDestinations string
+	// standings is selectStandings.
+	standings string
 	// batchWithin bounds one batch; 0 where nothing does.
 	batchWithin time.Duration
 }
@@ -32,6 +34,8 @@ var sqliteDialect = dialect{
 
 	claimDebts:        claimDebts(oneOfSQLite),
 	claimDestinations: claimDestinations(oneOfSQLite),
+
+	standings: selectStandings(oneOfSQLite),
 }
 
 func oneOfSQLite(placeholder string) string {

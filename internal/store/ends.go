@@ -88,6 +88,8 @@ func (s *Store) Bound(ctx context.Context, now time.Time, wait, lease time.Durat
 			{`UPDATE debts SET due_at = $1 WHERE due_at > $1 AND lease <> ''`, now.Add(lease)},
 			{`UPDATE debts SET due_at = $1 WHERE due_at > $1 AND lease = '' AND failures = 0`, now},
 			{`UPDATE debts SET due_at = $1 WHERE due_at > $1`, now.Add(wait)},
+			{`UPDATE deliveries SET asked_at = $1 WHERE asked_at > $1`, now},
+			{`UPDATE deliveries SET due_at = $1 WHERE due_at > $1`, now.Add(wait)},
 			{`UPDATE destinations SET failing_since = $1 WHERE failing_since > $1`, now},
 			{`UPDATE destinations SET retry_at = $1 WHERE retry_at > $1`, now.Add(wait)},
 		} {

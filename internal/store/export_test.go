@@ -25,13 +25,17 @@ func (s *Store) Hot() map[string]Query {
 		"whose debts were claimed":       {s.dialect.claimDestinations, []any{int64(1_700_000_000_000), `["s1.org"]`}},
 		"how a destination stands":       {selectRow, []any{"s1.org", int64(1_700_000_000_000)}},
 		"when something is due":          {nextDue, nil},
-		"a debt and its destination":     {s.dialect.standing, []any{"s1.org", "@u1:s1.org", int64(1_700_000_000_000)}},
+		"a debt and its destination":     {s.dialect.standing, []any{"s1.org", "@u1:s1.org"}},
 		"a debt that is asked for again": {askDebt, []any{int64(1_700_000_000_000), "@u1:s1.org"}},
 		"a destination":                  {selectDestination, []any{"s1.org"}},
 		"the audience of a list":         {selectAudience, []any{"@u1:s1.org", true, maxAudience}},
 		"a kept list":                    {selectKept, []any{"@u1:s1.org"}},
+		"what a client asks about":       {s.dialect.standings, []any{`["@u1:s1.org","@u2:s2.org"]`, "@alice:a.org"}},
 	}
 }
+
+// BoundDeliveries has fewer than 10,000 wait for the homeserver, and fewer than 1,000 be remembered.
+func (s *Store) BoundDeliveries(waiting, told int) { s.most = deliveriesAtMost{waiting, told} }
 
 // Explain is how the database would run a query.
 func (s *Store) Explain(ctx context.Context, query string, args ...any) ([]string, error) {

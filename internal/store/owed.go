@@ -41,6 +41,8 @@ type Backlog struct {
 	Oldest time.Time
 	// BackingOff counts destinations.
 	BackingOff int
+	// Undelivered counts the lists that the homeserver is not known to have announced, though it was told to.
+	Undelivered int
 }
 
 // Backlog counts what is owed. It reads all debts.
@@ -48,8 +50,9 @@ func (s *Store) Backlog(ctx context.Context) (b Backlog, err error) {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
 	var oldest int64
-	err = s.read.QueryRowContext(ctx, `SELECT count(*), coalesce(min(asked_at), 0), (SELECT count(*) FROM destinations WHERE failures > 0) FROM debts`).
-		Scan(&b.Debts, &oldest, &b.BackingOff)
+	err = s.read.QueryRowContext(ctx, `SELECT count(*), coalesce(min(asked_at), 0), (SELECT count(*) FROM destinations WHERE failures > 0),
+		(SELECT count(*) FROM deliveries WHERE reason <> '') FROM debts`).
+		Scan(&b.Debts, &oldest, &b.BackingOff, &b.Undelivered)
 	b.Oldest = fromMillis(oldest)
 	return b, s.named(err)
 }

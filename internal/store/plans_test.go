@@ -60,7 +60,7 @@ func fill(t *testing.T, s *store.Store) {
 					return dest, debt, true
 				})
 				failed = errors.Join(failed, err)
-				if i%20 == 0 {
+				if i%7 == 0 {
 					kept := id.UserID(fmt.Sprintf("@k%d:kept.org", i))
 					list, err := freshen.ParseDeviceList([]byte(`{"user_id":"`+string(kept)+`","stream_id":1,"devices":[]}`), kept)
 					if err == nil {

@@ -49,6 +49,8 @@ var postgresDialect = dialect{
 	claimDebts:        claimDebts(oneOfPostgres),
 	claimDestinations: claimDestinations(oneOfPostgres),
 
+	standings: selectStandings(oneOfPostgres),
+
 	batchWithin: 10 * time.Second, // longer than lock_timeout below
 }
 

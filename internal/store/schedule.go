@@ -118,75 +118,63 @@ func (t *tx) recover(ctx context.Context, name string, now time.Time) (recovered
 }
 
 // putDestination stores how a destination stands, and when its next debt may be claimed.
-func (t *tx) putDestination(ctx context.Context, d Destination, r destinationRow) error {
-	if !r.first.Valid && r.failures == 0 {
-		_, err := t.exec(ctx, `DELETE FROM destinations WHERE name = $1`, d.Name)
-		return err
-	}
+func (t *tx) putDestination(ctx context.Context, d Destination, due sql.NullInt64) error {
 	_, err := t.exec(ctx, `INSERT INTO destinations (name, failures, failing_since, retry_at, reason, sentence, due_at) VALUES ($1, $2, $3, $4, $5, $6, $7)
 		ON CONFLICT (name) DO UPDATE SET failures = excluded.failures, failing_since = excluded.failing_since,
 			retry_at = excluded.retry_at, reason = excluded.reason, sentence = excluded.sentence, due_at = excluded.due_at`,
-		d.Name, d.Failures, millis(d.FailingSince), millis(d.RetryAt), d.Reason, d.Sentence, r.dueAt())
+		d.Name, d.Failures, millis(d.FailingSince), millis(d.RetryAt), d.Reason, d.Sentence, due)
 	return err
 }
 
-// standing is how a target's debt and its destination stand, and what else is owed to that.
+// standing is how a target's debt and its destination stand, but for the words of their last failures.
 type standing struct {
 	destination Destination
 	debt        Debt
 	owed        bool // there is a debt
-	// others is of the destination's other debts.
-	others destinationRow
 }
 
-// selectStanding reads it all in one statement, which is most of what a change costs. Postgres may have waited for the
-// locks, and then counts others' claims as they were before: the destination is then thought due too soon, and the next
-// to claim of it puts that right.
+// selectStanding reads both in one statement, which is much of what a change costs.
 func selectStanding(lock string) string {
-	const others = ` FROM debts WHERE destination = $1 AND user_id <> $2`
-	return `WITH dest AS (SELECT failures, failing_since, retry_at, reason, sentence FROM destinations WHERE name = $1` + lock + `),
-		debt AS (SELECT gen, asked_at, failures, due_at, lease, reason, sentence FROM debts WHERE user_id = $2` + lock + `)
-		SELECT coalesce(dest.failures, 0), coalesce(dest.failing_since, 0), coalesce(dest.retry_at, 0), coalesce(dest.reason, ''), coalesce(dest.sentence, ''),
-			coalesce(debt.gen, 0), coalesce(debt.asked_at, 0), coalesce(debt.failures, 0), coalesce(debt.due_at, 0), coalesce(debt.lease, ''),
-			coalesce(debt.reason, ''), coalesce(debt.sentence, ''),
-			(SELECT due_at` + others + ` ORDER BY due_at LIMIT 1),
-			(SELECT count(*)` + others + ` AND lease <> '' AND due_at > $3),
-			(SELECT min(due_at)` + others + ` AND lease <> '' AND due_at > $3)
+	return `WITH dest AS (SELECT failures, failing_since, retry_at FROM destinations WHERE name = $1` + lock + `),
+		debt AS (SELECT gen, asked_at, failures, due_at, lease FROM debts WHERE user_id = $2` + lock + `)
+		SELECT coalesce(dest.failures, 0), coalesce(dest.failing_since, 0), coalesce(dest.retry_at, 0),
+			coalesce(debt.gen, 0), coalesce(debt.asked_at, 0), coalesce(debt.failures, 0), coalesce(debt.due_at, 0), coalesce(debt.lease, '')
 		FROM (SELECT 1 AS one) always LEFT JOIN dest ON true LEFT JOIN debt ON true`
 }
 
-func (t *tx) standing(ctx context.Context, destination string, target id.UserID, now time.Time) (s standing, err error) {
+func (t *tx) standing(ctx context.Context, destination string, target id.UserID) (s standing, err error) {
 	s.destination.Name = destination
 	s.debt.Target, s.debt.Destination = target, destination
 	var since, retry, asked, due int64
-	var ends sql.NullInt64
-	err = t.QueryRowContext(ctx, t.dialect.standing, destination, target, millis(now)).Scan(
-		&s.destination.Failures, &since, &retry, &s.destination.Reason, &s.destination.Sentence,
-		&s.debt.Gen, &asked, &s.debt.Failures, &due, &s.debt.Lease, &s.debt.Reason, &s.debt.Sentence,
-		&s.others.first, &s.others.running, &ends)
+	err = t.QueryRowContext(ctx, t.dialect.standing, destination, target).Scan(
+		&s.destination.Failures, &since, &retry, &s.debt.Gen, &asked, &s.debt.Failures, &due, &s.debt.Lease)
 	s.destination.FailingSince, s.destination.RetryAt = fromMillis(since), fromMillis(retry)
 	s.debt.AskedAt, s.debt.DueAt = fromMillis(asked), fromMillis(due)
 	s.owed = s.debt.Gen > 0
-	s.others.ends = ends.Int64
 	return s, err
 }
 
-// row is what says when the next debt of the destination may be claimed, if it stands as d does.
-func (s *standing) row(d Destination, now time.Time) destinationRow {
-	r := s.others
-	r.failures, r.retryAt = d.Failures, millis(d.RetryAt)
-	if !s.owed {
-		return r
+// putStanding stores what a failure made of the destination, and when its next debt may be claimed. While it fails, that
+// is the end of its backoff: should something else have to be waited for as well, whoever then comes to claim finds that
+// out, which is cheaper than to look at each failure what else is owed.
+func (t *tx) putStanding(ctx context.Context, before, d Destination, owed bool, now time.Time) error {
+	var err error
+	switch {
+	case d != before && owed && d.Failures > 0:
+		return t.putDestination(ctx, d, sql.NullInt64{Int64: millis(d.RetryAt), Valid: true})
+	case d != before:
+		err = t.putDestination(ctx, d, sql.NullInt64{})
+	case owed:
+		err = t.owesTo(ctx, d.Name)
 	}
-	due := millis(s.debt.DueAt)
-	if !r.first.Valid || due < r.first.Int64 {
-		r.first = sql.NullInt64{Int64: due, Valid: true}
+	if err != nil {
+		return err
 	}
-	if s.debt.Lease != "" && due > millis(now) {
-		if r.running == 0 || due < r.ends {
-			r.ends = due
-		}
-		r.running++
-	}
-	return r
+	return t.schedule(ctx, d.Name, now)
+}
+
+// owesTo has a row for a destination, if there is none.
+func (t *tx) owesTo(ctx context.Context, name string) error {
+	_, err := t.exec(ctx, `INSERT INTO destinations (name) VALUES ($1) ON CONFLICT (name) DO NOTHING`, name)
+	return err
 }

@@ -56,6 +56,8 @@ type Store struct {
 	onCommit              func(Committed)
 	seenHead, seenVersion int64
 
+	most deliveriesAtMost
+
 	sharing *sharing // with other instances; nil for an SQLite file
 
 	// intact finds out, before each commit, that a promise would be lost with it; nil for a database that needs no such look.
@@ -105,6 +107,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		closing: make(chan struct{}),
 		done:    make(chan struct{}),
 		timed:   cfg.Committed,
+		most:    deliveriesAtMost{maxDeliveries, maxUndelivered},
 	}
 	if s.timed == nil {
 		s.timed = func(time.Duration, int) {}

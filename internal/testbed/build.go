@@ -40,7 +40,7 @@ func BuildDendrite(ctx context.Context, progress io.Writer) (string, error) {
 	name := fmt.Sprintf("dendrite-%s-%s-%s-%s", version, key, runtime.GOOS, runtime.GOARCH)
 	dir, err := CachedFolder(ctx, name, "Dendrite", progress, func(dir string) error {
 		fmt.Fprintf(orDiscard(progress), "Building Dendrite %s. The first time this takes some minutes; afterwards it is at hand in the cache.\n", version)
-		return goBuild(ctx, module, filepath.Join(dir, program), "tool", progress)
+		return goBuild(ctx, module, filepath.Join(dir, program), progress, "tool")
 	})
 	if err != nil {
 		return "", fmt.Errorf("%s %s could not be built (it needs the Go toolchain and its module proxy): %w", Dendrite, version, err)
@@ -63,7 +63,7 @@ func dendriteKey(dir string) (version, key string, err error) {
 	return string(match[1]), hex.EncodeToString(sum[:4]), nil
 }
 
-// BuildFreshen builds freshen from the source tree into dir and returns its path. The first time that takes a minute or
+// BuildFreshen builds freshen from the source tree into dir, as it is packaged but for the version, and returns its path. The first time that takes a minute or
 // two; progress (may be nil) is told how far it is. FRESHEN_BINARY names one to use instead, built by whatever means.
 func BuildFreshen(ctx context.Context, dir string, progress io.Writer) (string, error) {
 	if path := os.Getenv("FRESHEN_BINARY"); path != "" {
@@ -74,7 +74,7 @@ func BuildFreshen(ctx context.Context, dir string, progress io.Writer) (string, 
 		return "", err
 	}
 	path := filepath.Join(dir, "freshen-bin")
-	if err := goBuild(ctx, root, path, "./cmd/freshen", progress); err != nil {
+	if err := goBuild(ctx, root, path, progress, "-trimpath", "./cmd/freshen"); err != nil {
 		return "", fmt.Errorf("freshen could not be built: %w", err)
 	}
 	return path, nil
@@ -82,14 +82,14 @@ func BuildFreshen(ctx context.Context, dir string, progress io.Writer) (string, 
 
 // goBuild runs go build in dir and moves what it made to path in one step, so that a cut-off build leaves nothing behind
 // that looks finished.
-func goBuild(ctx context.Context, dir, path, target string, progress io.Writer) error {
+func goBuild(ctx context.Context, dir, path string, progress io.Writer, args ...string) error {
 	unfinished, err := os.MkdirTemp(filepath.Dir(path), ".building-")
 	if err != nil {
 		return fmt.Errorf("no folder to build in: %w", err)
 	}
 	defer os.RemoveAll(unfinished) //nolint:errcheck // a left-over folder harms nobody
 	out := filepath.Join(unfinished, filepath.Base(path))
-	cmd := exec.CommandContext(ctx, "go", "build", "-v", "-o", out, target)
+	cmd := exec.CommandContext(ctx, "go", append([]string{"build", "-v", "-o", out}, args...)...)
 	cmd.Dir = dir
 	// Flags of the caller's (-race, -tags) are meant for freshen's own tests and would cost a second cold build.
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOWORK=off", "GOFLAGS=-buildvcs=false")
@@ -99,7 +99,7 @@ func goBuild(ctx context.Context, dir, path, target string, progress io.Writer) 
 	err = cmd.Run()
 	stop()
 	if err != nil {
-		return fmt.Errorf("go build %s: %w\n%s", target, err, strings.TrimSpace(counter.rest.String()))
+		return fmt.Errorf("go build %s: %w\n%s", strings.Join(args, " "), err, strings.TrimSpace(counter.rest.String()))
 	}
 	if err := os.Rename(out, path); err != nil {
 		return fmt.Errorf("the built program cannot be moved to its place: %w", err)

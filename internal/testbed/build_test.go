@@ -25,7 +25,7 @@ func writeModule(t *testing.T, source string) string {
 // A failure means that a build that broke is not explained, or leaves a program behind that is then run.
 func TestFailedBuildSaysWhyAndLeavesNothing(t *testing.T) {
 	dir, out := writeModule(t, "package main\n\nfunc main() { undefinedThing() }\n"), t.TempDir()
-	err := goBuild(t.Context(), dir, filepath.Join(out, "m"), ".", io.Discard)
+	err := goBuild(t.Context(), dir, filepath.Join(out, "m"), io.Discard, ".")
 	if err == nil || !strings.Contains(err.Error(), "undefinedThing") {
 		t.Errorf("the error is %v", err)
 	}

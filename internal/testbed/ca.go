@@ -58,6 +58,11 @@ func NewCA(dir string) (*CA, error) {
 // Issue makes a certificate for an IP address, as federation under IP-literal server names needs it, and writes
 // certificate and key into the CA's folder under name.
 func (ca *CA) Issue(name string, ip net.IP) (certFile, keyFile string, err error) {
+	return ca.IssueUntil(name, ip, time.Now().Add(7*24*time.Hour))
+}
+
+// IssueUntil is Issue for a certificate that ends then; also one that has ended already, as administrators forget to renew.
+func (ca *CA) IssueUntil(name string, ip net.IP, until time.Time) (certFile, keyFile string, err error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return "", "", fmt.Errorf("no key for %s: %w", name, err)
@@ -69,8 +74,8 @@ func (ca *CA) Issue(name string, ip net.IP) (certFile, keyFile string, err error
 	template := &x509.Certificate{
 		SerialNumber: serial,
 		Subject:      pkix.Name{CommonName: name},
-		NotBefore:    time.Now().Add(-time.Hour),
-		NotAfter:     time.Now().Add(7 * 24 * time.Hour),
+		NotBefore:    until.Add(-8 * 24 * time.Hour),
+		NotAfter:     until,
 		IPAddresses:  []net.IP{ip},
 		KeyUsage:     x509.KeyUsageDigitalSignature,
 		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},

@@ -1,10 +1,19 @@
 package testbed
 
 import (
+	"bytes"
+	"context"
+	"crypto/hmac"
 	"crypto/rand"
+	"crypto/sha1" // which the registration by a shared secret is defined with
 	"encoding/hex"
+	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"path/filepath"
+	"strings"
 )
 
 // configureDendrite writes what a Dendrite is started with.
@@ -13,6 +22,7 @@ func (h *Homeserver) configureDendrite() error {
 	if err := writeDendriteKey(h.SigningKeyFile); err != nil {
 		return err
 	}
+	h.registrationSecret = rand.Text()
 	h.args = []string{
 		"--config", h.configFile(),
 		"--http-bind-address", h.client.String(),
@@ -50,9 +60,10 @@ func (h *Homeserver) dendriteConfig() section {
 			"presence":                       section{"enable_inbound": false, "enable_outbound": false},
 		},
 		"client_api": section{
-			"registration_disabled": false,
-			"guests_disabled":       false,
-			"rate_limiting":         section{"enabled": false},
+			"registration_disabled":      false,
+			"registration_shared_secret": h.registrationSecret,
+			"guests_disabled":            false,
+			"rate_limiting":              section{"enabled": false},
 		},
 		"federation_api": section{"database": database("federationapi"), "disable_tls_validation": false, "key_perspectives": []any{}},
 		"key_server":     section{"database": database("keyserver")},
@@ -64,4 +75,53 @@ func (h *Homeserver) dendriteConfig() section {
 		"mscs":           section{"database": database("mscs")},
 		"logging":        []any{section{"type": "std", "level": "info"}},
 	}
+}
+
+// RegisterAdmin makes an administrator of a Dendrite that runs, as its create-account tool does, and returns their access
+// token.
+func (h *Homeserver) RegisterAdmin(ctx context.Context, name string) (token string, err error) {
+	const path = "/_synapse/admin/v1/register"
+	var begun struct {
+		Nonce string `json:"nonce"`
+	}
+	if err := h.ask(ctx, http.MethodGet, path, nil, &begun); err != nil {
+		return "", err
+	}
+	password := rand.Text()
+	mac := hmac.New(sha1.New, []byte(h.registrationSecret))
+	mac.Write([]byte(strings.Join([]string{begun.Nonce, name, password, "admin"}, "\x00")))
+	var registered struct {
+		Token string `json:"access_token"`
+	}
+	err = h.ask(ctx, http.MethodPost, path, map[string]any{
+		"nonce": begun.Nonce, "username": name, "password": password, "admin": true, "mac": hex.EncodeToString(mac.Sum(nil)),
+	}, &registered)
+	if err == nil && registered.Token == "" {
+		err = errors.New("the administrator that was registered has no access token")
+	}
+	return registered.Token, err
+}
+
+// ask puts a question to the homeserver's client API and decodes its 200.
+func (h *Homeserver) ask(ctx context.Context, method, path string, body, answer any) error {
+	raw, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	request, err := http.NewRequestWithContext(ctx, method, h.URL+path, bytes.NewReader(raw))
+	if err != nil {
+		return err
+	}
+	response, err := h.http.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	said, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
+	if err == nil && response.StatusCode == http.StatusOK {
+		err = json.Unmarshal(said, answer)
+	} else if err == nil {
+		err = fmt.Errorf("%s answers %s %s with %s: %s", h.title(), method, path, response.Status, said)
+	}
+	return err
 }

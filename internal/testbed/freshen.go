@@ -58,19 +58,14 @@ func newFreshen(ctx context.Context, binary string, w *World, options Options) (
 		DatabaseFile: filepath.Join(dir, "freshen.db"),
 		binary:       binary, http: w.http,
 	}
-	return f, f.writeConfig(listen, admin, w, options)
+	return f, f.writeConfig(ctx, listen, admin, w, options)
 }
 
-func (f *Freshen) writeConfig(listen, admin netip.AddrPort, w *World, options Options) error {
+func (f *Freshen) writeConfig(ctx context.Context, listen, admin netip.AddrPort, w *World, options Options) error {
 	before := section{"name": w.A.ServerName, "url": w.A.URL, "signing_key": w.A.SigningKeyFile}
 	if options.Delivery {
-		secret := filepath.Join(filepath.Dir(f.ConfigFile), "replication_secret")
-		if err := os.WriteFile(secret, []byte(w.A.ReplicationSecret+"\n"), 0o600); err != nil {
-			return fmt.Errorf("the replication secret of freshen's homeserver cannot be written: %w", err)
-		}
-		before["kind"] = "synapse"
-		before["synapse"] = section{
-			"database": w.A.DatabaseURL().String(), "replication": w.A.Replication, "replication_secret_file": secret,
+		if err := f.deliver(ctx, w.A, before); err != nil {
+			return err
 		}
 	}
 	config := section{
@@ -92,6 +87,29 @@ func (f *Freshen) writeConfig(listen, admin netip.AddrPort, w *World, options Op
 	if err := os.WriteFile(f.ConfigFile, data, 0o600); err != nil {
 		return fmt.Errorf("the configuration of freshen cannot be written: %w", err)
 	}
+	return nil
+}
+
+// deliver has homeserver A, which runs, announce changes itself. before is its part of the configuration.
+func (f *Freshen) deliver(ctx context.Context, a *Homeserver, before section) error {
+	secret, name := a.ReplicationSecret, "replication_secret"
+	if a.Kind == Dendrite {
+		var err error
+		if secret, err = a.RegisterAdmin(ctx, "freshen"); err != nil {
+			return fmt.Errorf("no administrator of freshen's homeserver: %w", err)
+		}
+		name = "admin_token"
+	}
+	file := filepath.Join(filepath.Dir(f.ConfigFile), name)
+	if err := os.WriteFile(file, []byte(secret+"\n"), 0o600); err != nil {
+		return fmt.Errorf("what freshen proves itself to its homeserver with cannot be written: %w", err)
+	}
+	if a.Kind == Dendrite {
+		before["kind"], before["dendrite"] = "dendrite", section{"admin_token_file": file}
+		return nil
+	}
+	before["kind"] = "synapse"
+	before["synapse"] = section{"database": a.DatabaseURL().String(), "replication": a.Replication, "replication_secret_file": file}
 	return nil
 }
 

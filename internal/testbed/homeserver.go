@@ -50,6 +50,8 @@ type Homeserver struct {
 	// Replication is where a Synapse serves its own workers, and ReplicationSecret what it asks of them. Empty for others.
 	Replication, ReplicationSecret string
 
+	registrationSecret string // of a Dendrite
+
 	program  string
 	dir      string
 	database *url.URL // of a Synapse on Postgres; nil for SQLite

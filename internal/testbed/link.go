@@ -191,7 +191,8 @@ func (l *Link) AwaitLost(ctx context.Context, n int, match func(LostEDU) bool) e
 	}
 }
 
-func (l *Link) close() error {
+// Close ends the link for good, as a firewall would that closes the port, and returns when nothing listens on it.
+func (l *Link) Close() error {
 	err := l.server.Close()
 	<-l.stopped
 	l.backend.CloseIdleConnections()

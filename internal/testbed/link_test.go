@@ -70,7 +70,7 @@ func newTestLink(t *testing.T) (*Link, *backend, string, *http.Client) {
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca.Pool}}
 	t.Cleanup(func() {
 		transport.CloseIdleConnections()
-		if err := link.close(); err != nil {
+		if err := link.Close(); err != nil {
 			t.Error(err)
 		}
 	})

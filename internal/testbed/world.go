@@ -37,7 +37,7 @@ type Options struct {
 	Postgres map[string]*url.URL
 	// Freshen puts freshen before A.
 	Freshen bool
-	// Delivery has freshen make A, a Synapse on Postgres, announce changes itself.
+	// Delivery has freshen make A, a Synapse on Postgres or a Dendrite, announce changes itself.
 	Delivery bool
 	// ManyRefreshes lifts freshen's limit for one destination, for tests that share B. That for one user stays.
 	ManyRefreshes bool
@@ -125,7 +125,7 @@ func (w *World) Close(ctx context.Context) error {
 	}
 	errs = append(errs, together(func() error { return w.A.Stop(ctx) }, func() error { return w.B.Stop(ctx) }))
 	if w.Link != nil {
-		errs = append(errs, w.Link.close())
+		errs = append(errs, w.Link.Close())
 	}
 	w.http.CloseIdleConnections()
 	return errors.Join(errs...)

@@ -17,33 +17,18 @@ import (
 
 	"github.com/chromedp/cdproto/runtime"
 	"github.com/chromedp/chromedp"
+
+	"freshen/internal/testbed/chromium"
 )
 
 // page is all that a browser is given; its script is the clients' code in one piece.
 const page = `<!doctype html><meta charset="utf-8"><title>A client</title><script type="module" src="client.js"></script>`
-
-// FindBrowser returns the path of a Chromium or Chrome, or an error that says what to install.
-func FindBrowser() (string, error) {
-	for _, name := range []string{
-		"chromium", "chromium-browser", "google-chrome", "google-chrome-stable",
-		"/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-	} {
-		if path, err := exec.LookPath(name); err == nil {
-			return path, nil
-		}
-	}
-	return "", errors.New("there is no Chromium: apt-get install chromium")
-}
 
 // Browser starts a headless Chromium with a profile below parent, and opens in it a page that has the clients' code, from an
 // origin of its own: whatever the clients ask for is another's, and subject to CORS. trusted are hashes of the public keys
 // of certificates that hold although no known authority signed them, as Chromium's flag
 // --ignore-certificate-errors-spki-list takes them. progress (may be nil) is told what is installed.
 func Browser(ctx context.Context, parent string, trusted []string, progress io.Writer) (*Host, error) {
-	path, err := FindBrowser()
-	if err != nil {
-		return nil, err
-	}
 	dir, err := prepare(ctx, parent, progress)
 	if err != nil {
 		return nil, err
@@ -55,20 +40,11 @@ func Browser(ctx context.Context, parent string, trusted []string, progress io.W
 	if b.origin, err = b.serve(ctx, filepath.Join(dir, "page")); err != nil {
 		return nil, err
 	}
-	options := append(chromedp.DefaultExecAllocatorOptions[:],
-		chromedp.ExecPath(path), chromedp.UserDataDir(filepath.Join(dir, "profile")),
-		chromedp.Flag("ignore-certificate-errors-spki-list", strings.Join(trusted, ",")),
-		// Tests send nothing beyond loopback addresses, and neither does the browser by itself.
-		chromedp.Flag("host-resolver-rules", "MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"), chromedp.Flag("disable-component-update", true))
-	if os.Getuid() == 0 {
-		options = append(options, chromedp.NoSandbox) // Chromium's sandbox does not work for root
+	if b.chromium, err = chromium.Start(ctx, filepath.Join(dir, "profile"), trusted); err != nil {
+		return nil, errors.Join(err, b.close())
 	}
-	// The browser's life is not that of ctx, which may bound a start alone.
-	allocator, cancelAllocator := chromedp.NewExecAllocator(context.WithoutCancel(ctx), options...)
-	tab, cancelTab := chromedp.NewContext(allocator)
-	b.tab, b.cancel = tab, func() { cancelTab(); cancelAllocator() }
 	if err := b.open(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("no page in %s: %w", path, err), b.close())
+		return nil, errors.Join(fmt.Errorf("the page of the clients does not open: %w", err), b.close())
 	}
 	return &Host{engine: b}, nil
 }
@@ -102,9 +78,8 @@ type browser struct {
 	server  *http.Server
 	stopped chan struct{} // closed when server has stopped
 
-	mu     sync.Mutex // the tab is for one command at a time
-	tab    context.Context
-	cancel func()
+	mu       sync.Mutex // the tab is for one command at a time
+	chromium *chromium.Browser
 }
 
 // serve serves dir on a loopback address and returns the origin.
@@ -122,29 +97,15 @@ func (b *browser) serve(ctx context.Context, dir string) (string, error) {
 	return "http://" + listener.Addr().String(), nil
 }
 
-// open starts Chromium and returns when the clients' code is loaded.
+// open returns when the clients' code is loaded.
 func (b *browser) open(ctx context.Context) error {
-	// The first action starts the browser, whose life would end with a context that has a deadline.
-	stop := context.AfterFunc(ctx, b.cancel)
-	err := chromedp.Do(b.tab)
-	stop()
-	if err != nil {
-		return err
-	}
-	tab, cancel := b.until(ctx)
+	tab, cancel := b.chromium.Until(ctx)
 	defer cancel()
 	if err := chromedp.Do(tab, chromedp.Navigate(b.origin)); err != nil {
 		return err
 	}
-	_, err = chromedp.Run(tab, chromedp.Poll[bool]("!!window.freshenRun"))
+	_, err := chromedp.Run(tab, chromedp.Poll[bool]("!!window.freshenRun"))
 	return err
-}
-
-// until is the tab's context, which ends with ctx as well.
-func (b *browser) until(ctx context.Context) (context.Context, context.CancelFunc) {
-	tab, cancel := context.WithCancel(b.tab)
-	stop := context.AfterFunc(ctx, cancel)
-	return tab, func() { stop(); cancel() }
 }
 
 func (b *browser) do(ctx context.Context, command map[string]any) ([]byte, error) {
@@ -154,7 +115,7 @@ func (b *browser) do(ctx context.Context, command map[string]any) ([]byte, error
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	tab, cancel := b.until(ctx)
+	tab, cancel := b.chromium.Until(ctx)
 	defer cancel()
 	answer, err := chromedp.Run(tab, chromedp.Evaluate[string]("freshenRun("+string(argument)+")", func(p *runtime.EvaluateParams) {
 		p.AwaitPromise = &[]bool{true}[0]
@@ -162,11 +123,10 @@ func (b *browser) do(ctx context.Context, command map[string]any) ([]byte, error
 	return []byte(answer), err
 }
 
-func (b *browser) close() error {
-	ending, cancel := context.WithTimeout(b.tab, endWithin)
-	defer cancel()
-	err := chromedp.Cancel(ending)
-	b.cancel()
+func (b *browser) close() (err error) {
+	if b.chromium != nil {
+		err = b.chromium.Close()
+	}
 	_ = b.server.Close()
 	<-b.stopped
 	return err

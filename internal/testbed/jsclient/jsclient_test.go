@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"freshen/internal/testbed/chromium"
 	"freshen/internal/testbed/testbedtest"
 )
 
@@ -49,7 +50,7 @@ func hosts(t *testing.T, f func(t *testing.T, ctx context.Context, h *Host)) {
 	for name, start := range map[string]func(t *testing.T, ctx context.Context) (*Host, error){
 		"Node.js": func(t *testing.T, ctx context.Context) (*Host, error) { return Node(ctx, t.TempDir(), nil) },
 		"browser": func(t *testing.T, ctx context.Context) (*Host, error) {
-			_, err := FindBrowser()
+			_, err := chromium.Find()
 			testbedtest.Require(t, "a JavaScript client", err)
 			return Browser(ctx, t.TempDir(), nil, nil)
 		},
