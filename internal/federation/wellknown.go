@@ -89,6 +89,9 @@ func (r *router) fetchWellKnown(ctx context.Context, host string) (string, time.
 		return "", 0, &wellKnownAnswerError{fmt.Sprintf("it answers %d", resp.StatusCode)}
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, wellKnownMaxBytes+1))
+	if err == nil {
+		err = ctx.Err() // a body without a length also ends where we hang up, and then nobody knows whether that was all
+	}
 	if err != nil {
 		return "", 0, err
 	}
