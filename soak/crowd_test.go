@@ -42,6 +42,10 @@ type crowd struct {
 	// instances are those of freshen.
 	instances []*instance
 	members   map[id.UserID]map[id.UserID]bool // user → targets with whom they share a room
+	// twiceAtMost is how many of a thousand acknowledgements may be followed by the same once more. One instance tells it again
+	// where a token comes in the moment in which an answer has begun of which it is not known yet whose it is: it might be that
+	// device's. Several do where the machine is too busy for another's answer within a second.
+	twiceAtMost int
 
 	mu      sync.Mutex
 	changed []change
@@ -79,7 +83,10 @@ func testCrowd(t *testing.T, database string, names ...string) {
 	}
 	nginx := startNginx(t, *cutAfter, upstreams...)
 	w := newCrowd(t, places, place{"", "http://" + nginx})
-	w.instances = instances
+	w.instances, w.twiceAtMost = instances, 10
+	if len(instances) == 1 {
+		w.twiceAtMost = 1
+	}
 	for _, i := range instances {
 		i.w = w.world
 		t.Cleanup(i.showLog)
@@ -124,7 +131,7 @@ func testCrowd(t *testing.T, database string, names ...string) {
 	for _, c := range w.clients {
 		exchanges += len(c.exchanges)
 	}
-	t.Logf("seed %d, %v: %d changes, %d syncs of %d devices, %d entries, %d acknowledgements certain, %d of which came too late to another instance; told after a median of %v, 99 of 100 within %v, all within %v",
+	t.Logf("seed %d, %v: %d changes, %d syncs of %d devices, %d entries, %d acknowledgements certain, %d of which were followed by the same once more; told after a median of %v, 99 of 100 within %v, all within %v",
 		seed(), time.Since(began).Round(time.Second), len(w.changed), exchanges, len(w.clients), numbers.entries, numbers.acknowledged, numbers.twice,
 		quantile(numbers.waited, 0.5), quantile(numbers.waited, 0.99), quantile(numbers.waited, 1))
 }
