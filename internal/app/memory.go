@@ -11,7 +11,7 @@ const (
 	// manyPolls is from how many polls that wait on the heap is mostly theirs.
 	manyPolls = 1000
 	// manyPercent is by how much the heap may grow then before it is collected; otherwise by as much as before.
-	manyPercent = 25
+	manyPercent = 15
 )
 
 // boundMemory keeps what is garbage small beside what polls that wait take, which lives for long: with ten thousand of

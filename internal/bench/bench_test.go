@@ -1,6 +1,8 @@
 package main
 
 import (
+	"os"
+	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -23,5 +25,16 @@ func TestWakesEverybody(t *testing.T) {
 		if len(each) != users {
 			t.Errorf("%d of %d polls were woken", len(each), users)
 		}
+	}
+}
+
+// What is measured must be what an administrator runs.
+func TestFreshenIsMeasuredAsTheUnitStartsIt(t *testing.T) {
+	unit, err := os.ReadFile("../../deploy/systemd/freshen.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(unit), "\nEnvironment="+asTheUnit+"\n") {
+		t.Errorf("the unit has no Environment=%s", asTheUnit)
 	}
 }

@@ -33,13 +33,20 @@ type process struct {
 	cmd  *exec.Cmd
 }
 
-// start waits for the address that the process prints. It ends with the part that is measured.
-func (b *bench) start(args ...string) (*process, error) {
+// asTheUnit is what deploy/systemd/freshen.service has freshen run with.
+const asTheUnit = "GODEBUG=adaptivestackstart=0"
+
+func (b *bench) start(args ...string) (*process, error) { return b.startWith(nil, args...) }
+
+// startWith waits for the address that the process prints. It ends with the part that is measured. env is added to the
+// environment.
+func (b *bench) startWith(env []string, args ...string) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
 	cmd := exec.CommandContext(b.ctx, self, args...)
+	cmd.Env = append(os.Environ(), env...)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	if err != nil {
@@ -76,7 +83,7 @@ func (b *bench) startFreshen(part string, upstream *process, path string) (*proc
 	if b.profile != "" {
 		args = append(args, "-cpu", filepath.Join(b.profile, part+".cpu.pprof"), "-heap", filepath.Join(b.profile, part+".heap.pprof"))
 	}
-	return b.start(args...)
+	return b.startWith([]string{asTheUnit}, args...)
 }
 
 func serveFreshen(ctx context.Context, args []string, stop io.Reader, out io.Writer) (err error) {
