@@ -30,21 +30,8 @@ func TestDendriteAnnouncesItself(t *testing.T) {
 		t.Helper()
 		requireAccepted(t, p.through.refresh(t, ctx, bob.String()))
 	}
-	waiting := func() int {
-		t.Helper()
-		from, err := p.alice.AwaitWaiting(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return from
-	}
-	told := func(from int) {
-		t.Helper()
-		if _, err := p.alice.AwaitChanged(ctx, from, bob); err != nil {
-			t.Fatalf("%v\nThe end of freshen's log:\n%s\nThe end of Dendrite's:\n%s", err, world.Freshen.LogTail(), world.A.LogTail())
-		}
-		waiting()
-	}
+	waiting := func() int { t.Helper(); return p.waiting(t, ctx) }
+	told := func(from int) { t.Helper(); p.told(t, ctx, from) }
 
 	laptop := p.signInUnheard(t, ctx, "laptop")
 	p.requireCannotRead(t, ctx, "Can your laptop read this already?", laptop)
@@ -55,15 +42,7 @@ func TestDendriteAnnouncesItself(t *testing.T) {
 	p.requireReads(t, ctx, "Can your laptop read this?", laptop)
 
 	// A device that is gone is what Dendrite stores and announces to nobody: that is told, and clears with the next change.
-	world.Link.LoseDeviceLists(true)
-	p.bob.StopSync()
-	if err := laptop.DeleteDevice(ctx, p.bob.DeviceID()); err != nil {
-		t.Fatal(err)
-	}
-	if err := world.Link.AwaitLost(ctx, 1, func(edu testbed.LostEDU) bool { return edu.Deleted && edu.DeviceID == string(p.bob.DeviceID()) }); err != nil {
-		t.Fatal(err)
-	}
-	world.Link.LoseDeviceLists(false)
+	p.deleteUnheard(t, ctx, laptop)
 	press()
 	awaitUndelivered(t, ctx, world, bob, "devices_gone")
 	tablet := p.signInUnheard(t, ctx, "tablet")

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"net/http"
 	"net/url"
 	"os"
@@ -11,8 +12,43 @@ import (
 
 	"freshen/internal/store/storetest"
 	"freshen/internal/testbed"
+	"freshen/internal/testbed/client"
 	"freshen/internal/testbed/testbedtest"
 )
+
+// waiting returns once a poll of Alice's waits at the homeserver, and from where on her client's syncs are counted.
+func (p *pair) waiting(t *testing.T, ctx context.Context) (from int) {
+	t.Helper()
+	from, err := p.alice.AwaitWaiting(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return from
+}
+
+// told returns once Alice's client has heard of Bob, and waits again.
+func (p *pair) told(t *testing.T, ctx context.Context, from int) {
+	t.Helper()
+	if _, err := p.alice.AwaitChanged(ctx, from, p.bob.UserID()); err != nil {
+		t.Fatalf("%v\nThe end of freshen's log:\n%s\nThe end of the homeserver's:\n%s", err, p.world.Freshen.LogTail(), p.world.A.LogTail())
+	}
+	p.waiting(t, ctx)
+}
+
+// deleteUnheard has another device of Bob's delete his first, of which A does not hear, and returns when what tells of it is
+// lost.
+func (p *pair) deleteUnheard(t *testing.T, ctx context.Context, by *client.Client) {
+	t.Helper()
+	p.world.Link.LoseDeviceLists(true)
+	p.bob.StopSync()
+	if err := by.DeleteDevice(ctx, p.bob.DeviceID()); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.world.Link.AwaitLost(ctx, 1, func(edu testbed.LostEDU) bool { return edu.Deleted && edu.DeviceID == string(p.bob.DeviceID()) }); err != nil {
+		t.Fatal(err)
+	}
+	p.world.Link.LoseDeviceLists(false)
+}
 
 // TestSynapseAnnouncesItself: Alice's client talks to Synapse alone, and only the button to freshen. When it fails, a site
 // that does not put freshen before /sync has a button that does nothing.
@@ -31,21 +67,8 @@ func TestSynapseAnnouncesItself(t *testing.T) {
 			t.Fatalf("the answer should be %d, and is %s\n%s", want, a, world.Freshen.LogTail())
 		}
 	}
-	waiting := func() int {
-		t.Helper()
-		from, err := p.alice.AwaitWaiting(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return from
-	}
-	told := func(from int) {
-		t.Helper()
-		if _, err := p.alice.AwaitChanged(ctx, from, bob); err != nil {
-			t.Fatalf("%v\n%s", err, world.Freshen.LogTail())
-		}
-		waiting()
-	}
+	waiting := func() int { t.Helper(); return p.waiting(t, ctx) }
+	told := func(from int) { t.Helper(); p.told(t, ctx, from) }
 
 	laptop := p.signInUnheard(t, ctx, "laptop")
 	p.requireDevices(t, ctx, p.direct, "Synapse after the loss", p.bob)
@@ -58,15 +81,7 @@ func TestSynapseAnnouncesItself(t *testing.T) {
 
 	// A device that is gone, which Dendrite would not announce.
 	from = waiting()
-	world.Link.LoseDeviceLists(true)
-	p.bob.StopSync()
-	if err := laptop.DeleteDevice(ctx, p.bob.DeviceID()); err != nil {
-		t.Fatal(err)
-	}
-	if err := world.Link.AwaitLost(ctx, 1, func(edu testbed.LostEDU) bool { return edu.Deleted && edu.DeviceID == string(p.bob.DeviceID()) }); err != nil {
-		t.Fatal(err)
-	}
-	world.Link.LoseDeviceLists(false)
+	p.deleteUnheard(t, ctx, laptop)
 	press(http.StatusAccepted)
 	told(from)
 	p.requireDevices(t, ctx, p.direct, "Synapse after the second refresh", laptop)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -33,9 +32,8 @@ const envToken = "FRESHEN_TOKEN"
 const (
 	// refreshWithin bounds a question, which may take as long as federation.timeout allows.
 	refreshWithin = 6 * time.Minute
-	// maxKeys bounds the answer of /keys/query, and maxToken a file with a token.
-	maxKeys  = 64 << 20
-	maxToken = 16 << 10
+	// maxKeys bounds the answer of /keys/query.
+	maxKeys = 64 << 20
 )
 
 type refreshCmd struct {
@@ -102,19 +100,16 @@ func (c *refreshCmd) Run(line *cli, to console) error {
 
 // token takes the access token from the file, the environment or a prompt that does not show it.
 func (c *refreshCmd) token(to console) (string, error) {
-	var token []byte
+	var text string
 	switch fd := int(os.Stdin.Fd()); {
 	case c.TokenFile != "":
-		file, err := os.Open(c.TokenFile)
+		token, err := homeserver.ReadToken(c.TokenFile)
 		if err != nil {
-			return "", fmt.Errorf("the access token cannot be read: %w", err)
+			return "", fmt.Errorf("--token-file: %w", err)
 		}
-		defer file.Close()
-		if token, err = io.ReadAll(io.LimitReader(file, maxToken)); err != nil {
-			return "", fmt.Errorf("the access token cannot be read: %w", err)
-		}
+		return token, nil
 	case os.Getenv(envToken) != "":
-		token = []byte(os.Getenv(envToken))
+		text = os.Getenv(envToken)
 	case term.IsTerminal(fd):
 		fmt.Fprint(to.err, "Access token of a local user (not shown): ")
 		read, err := term.ReadPassword(fd)
@@ -122,15 +117,15 @@ func (c *refreshCmd) token(to console) (string, error) {
 		if err != nil {
 			return "", fmt.Errorf("the access token cannot be read: %w", err)
 		}
-		token = read
+		text = string(read)
 	default:
 		return "", errors.New("there is no access token: name a file with --token-file, or set " + envToken)
 	}
-	token = bytes.TrimSpace(token)
-	if len(token) == 0 || bytes.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
+	token, ok := homeserver.Token(text)
+	if !ok {
 		return "", errors.New("the access token is empty, or no single word")
 	}
-	return string(token), nil
+	return token, nil
 }
 
 // asker is a client of the site.

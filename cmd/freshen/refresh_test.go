@@ -142,7 +142,7 @@ func TestRefreshToken(t *testing.T) {
 		{"--token-file token", "", 0, "^$"},
 		{"--token-file token", "FRESHEN_TOKEN=WRONG", 0, "^$"},
 		{"--token-file bad", "", 1, "does not accept the access token (M_UNKNOWN_TOKEN): Who are you?"},
-		{"--token-file two", "", 1, "no single word"},
+		{"--token-file two", "", 1, "two must hold an access token and nothing else"},
 		{"--token-file none", "", 1, "none: no such file"},
 		{"", "", 1, "there is no access token: name a file with --token-file, or set FRESHEN_TOKEN"},
 	} {

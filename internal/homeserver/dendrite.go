@@ -10,7 +10,6 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
@@ -25,8 +24,6 @@ const (
 	refreshTimeout = 30 * time.Second
 	// storedTimeout bounds the question of what Dendrite has.
 	storedTimeout = 10 * time.Second
-	// maxTokenBytes bounds the file of the administrator's token.
-	maxTokenBytes = 4 << 10
 )
 
 // DendriteConfig says how a Dendrite is told to fetch lists.
@@ -60,24 +57,6 @@ func NewDendrite(cfg DendriteConfig) (*Dendrite, error) {
 	}}
 	_, err := ReadToken(cfg.TokenFile)
 	return d, err
-}
-
-// ReadToken reads a file that holds an access token and nothing else.
-func ReadToken(path string) (string, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return "", fmt.Errorf("cannot be read: %w", err)
-	}
-	defer func() { _ = file.Close() }()
-	text, err := readAtMost(file, maxTokenBytes)
-	if err != nil {
-		return "", fmt.Errorf("%s is not the file of an access token: %w", path, err)
-	}
-	token := strings.TrimSpace(string(text))
-	if token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
-		return "", fmt.Errorf("%s must hold an access token and nothing else", path)
-	}
-	return token, nil
 }
 
 // Close drops all connections.
