@@ -68,7 +68,7 @@ func (s *Store) OnAsked(f func(question string) string) {
 }
 
 // Ask puts questions to all other instances that share the database, and waits for their answers until ctx is done. Each is
-// a line of text of at most [LongestMessage] bytes. An error says that nobody was asked.
+// a line of text of at most [LongestMessage] bytes. After an error, others may know what was not told.
 //
 // Every instance that served clients before Ask was called is among those whom it asks, or in Silent or Left, unless it
 // has never reached the database.

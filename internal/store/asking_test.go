@@ -66,8 +66,9 @@ func TestInstancesAskEachOther(t *testing.T) {
 	}
 	ended, cancel := context.WithCancel(t.Context())
 	third.OnAsked(func(string) string { cancel(); <-t.Context().Done(); return "" }) // it hangs
-	if got, err := first.Ask(ended, []string{"there?"}); err != nil || !got.Silent {
-		t.Errorf("one that hangs counts for nothing: %+v (%v)", got, err)
+	// The end may come before the database has said that it took the question.
+	if got, err := first.Ask(ended, []string{"there?"}); err == nil && !got.Silent {
+		t.Errorf("one that hangs counts for nothing: %+v", got)
 	}
 }
 
