@@ -5,6 +5,7 @@ package soak
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -14,6 +15,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -75,6 +77,11 @@ func (r *remote) set(m mood) {
 
 func (r *remote) up() {
 	listener, err := net.Listen("tcp", r.name)
+	// Where tests run beside each other, the port may be an outgoing connection's end for a moment.
+	for late := time.Now().Add(5 * time.Second); errors.Is(err, syscall.EADDRINUSE) && time.Now().Before(late); {
+		wait(r.t.Context(), pause)
+		listener, err = net.Listen("tcp", r.name)
+	}
 	if err != nil {
 		r.t.Errorf("the remote server cannot listen again: %v", err)
 		return
