@@ -94,6 +94,18 @@ func (r *remote) up() {
 		Handler: r, ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0),
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{r.cert}, NextProtos: protos, MinVersion: tls.VersionTLS12},
 	}
+	var lines sync.Map // net.Conn → *line
+	r.server.ConnContext = func(ctx context.Context, conn net.Conn) context.Context {
+		l := &line{closed: make(chan struct{})}
+		lines.Store(conn, l)
+		return context.WithValue(ctx, line{}, l)
+	}
+	r.server.ConnState = func(conn net.Conn, state http.ConnState) {
+		if l, ok := lines.Load(conn); ok && state == http.StateClosed {
+			lines.Delete(conn)
+			l.(*line).end()
+		}
+	}
 	r.serving.Go(func() { _ = r.server.ServeTLS(listener, "", "") })
 }
 
@@ -126,7 +138,11 @@ func (r *remote) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	if auth.Origin != ours || auth.Destination != r.name || !r.lives.known(life) {
 		r.ledger.complain("%s was asked for %s by somebody who is not freshen: %+v", r.name, target, auth)
 	}
-	f, others := r.ledger.arrives(id.UserID(target), life)
+	var over *line
+	if req.ProtoMajor == 2 {
+		over = req.Context().Value(line{}).(*line)
+	}
+	f, others := r.ledger.arrives(id.UserID(target), life, over)
 	answered, ok, list := false, false, 0
 	defer func() { r.ledger.ends(f, answered, ok, list) }()
 	r.together(f, others)
@@ -189,7 +205,7 @@ func (r *remote) together(f *fetch, others []*fetch) {
 			served = r.ledger.served(other)
 		case <-time.After(lateEnd):
 		}
-		if served && !r.lives.excuse(other, f.arrived) {
+		if served && !r.lives.excuse(other, f.arrived) && !other.sentAgain(f, time.After(lateEnd)) {
 			r.ledger.complain("%s was asked for %s by %s at %s, while the request of %s from %s was still open",
 				r.name, f.target, f.by, clock(f.arrived), other.by, clock(other.arrived))
 		}
