@@ -56,6 +56,8 @@ type roamer struct {
 	last    *given              // the answer that the token is from; nil if another may have ended in it
 	stands  map[id.UserID]standing
 	ended   map[ending]int64 // what all responses that ended in a token have carried
+	// brought: what answers of each instance have carried since the last poll there that was not answered.
+	brought [2]map[id.UserID]int64
 }
 
 type ending struct {
@@ -73,6 +75,7 @@ type roamerPoll struct {
 	cut   bool                // it came when its instance could not read what the device has acknowledged
 	acked map[id.UserID]int64 // when it came
 	alone bool                // no other request of the device was under way when it came, nor has been since
+	asked bool                // the device has asked for keys since
 }
 
 var errCut = errors.New("cut off from the database")
@@ -175,7 +178,7 @@ func (m *pairOf) begin(path string) {
 		m.clients = append(m.clients, &roamer{
 			who: freshen.Requester{UserID: user, DeviceID: "PHONE"}, token: 1, told: map[id.UserID]int64{}, queried: map[id.UserID]int64{},
 			acked: map[id.UserID]int64{}, carried: map[id.UserID]int64{}, stands: map[id.UserID]standing{},
-			ended: map[ending]int64{},
+			ended: map[ending]int64{}, brought: [2]map[id.UserID]int64{{}, {}},
 		})
 	}
 }
@@ -228,6 +231,9 @@ func (m *pairOf) request(c *roamer) {
 	p := &poll{}
 	p.Poll = i.announcer.Begin(c.who, credentials(c.who.UserID), fmt.Sprint("t", c.token), func() { p.woken.Add(1) })
 	c.open = &roamerPoll{poll: p, at: i, since: c.token, cut: i.cut, acked: maps.Clone(c.acked), alone: c.left == nil}
+	if c.left != nil {
+		c.left.alone = false
+	}
 	i.announcer.Settle()
 	m.w.clock.advance(time.Millisecond)
 }
@@ -242,6 +248,7 @@ func (m *pairOf) answer() {
 	c.open = nil
 	how := rapid.SampledFrom([]string{"arrives", "arrives", "lost", "lost", "fails"}).Draw(m.t, "response")
 	if how == "fails" {
+		clear(c.brought[p.at.n])
 		p.End()
 		return
 	}
@@ -270,6 +277,7 @@ func (m *pairOf) respond(c *roamer, p *roamerPoll) (carried map[id.UserID]int64,
 	if rapid.Bool().Draw(m.t, "token moves") {
 		next++
 	}
+	anew := false
 	for _, target := range []id.UserID{bob, dave} {
 		head := m.heads[target]
 		must := head > max(c.told[target], c.queried[target]) && !p.cut && !p.at.cut && !m.stoodThrice(c, target, head)
@@ -285,6 +293,8 @@ func (m *pairOf) respond(c *roamer, p *roamerPoll) (carried map[id.UserID]int64,
 		if all, ok := c.ended[ending{next, target}]; next != p.since && (!ok || all > carried[target]) {
 			c.ended[ending{next, target}] = carried[target]
 		}
+		anew = anew || carried[target] > c.brought[p.at.n][target]
+		c.brought[p.at.n][target] = max(c.brought[p.at.n][target], carried[target])
 		if carried[target] > 0 && next == p.since {
 			s := c.stands[target]
 			if s.position != carried[target] || s.token != strconv.Itoa(next) {
@@ -298,6 +308,9 @@ func (m *pairOf) respond(c *roamer, p *roamerPoll) (carried map[id.UserID]int64,
 			}
 			c.stands[target] = s
 		}
+	}
+	if woken > 0 && !anew && p.alone && !p.asked {
+		m.t.Fatalf("%v was woken by %d for what an answer of its had brought: it would never wait (carried: %v)", c.who, p.at.n, carried)
 	}
 	p.Delivered(entries, fmt.Sprint("t", next))
 	p.End()
@@ -356,6 +369,11 @@ func (m *pairOf) query() {
 	c, i := m.client(), m.instance()
 	head := i.announcer.Head()
 	i.announcer.Acked(c.who, []id.UserID{bob, dave}, head)
+	for _, p := range []*roamerPoll{c.open, c.left} {
+		if p != nil {
+			p.asked = true
+		}
+	}
 	for target := range m.heads {
 		c.queried[target] = max(c.queried[target], head)
 		if m.healthy() {
@@ -368,11 +386,11 @@ func (m *pairOf) cut() { m.instance().cut = true }
 
 func (m *pairOf) mend() {
 	for _, i := range m.both {
-		if i.cut {
-			i.cut = false
-			i.announcer.Announced(i.missed)
-			i.missed = nil
-		}
+		i.cut = false
+	}
+	for _, i := range m.both {
+		i.announcer.Announced(i.missed)
+		i.missed = nil
 	}
 }
 
@@ -392,6 +410,7 @@ func (m *pairOf) die() {
 		clear(c.acked)
 		c.last = nil
 		clear(c.stands)
+		clear(c.brought[i.n])
 	}
 	i.stop()
 	m.limbo = true
