@@ -134,10 +134,11 @@ type backlog struct {
 	targets  []id.UserID
 	lists    []*freshen.DeviceList
 	failures []*freshen.Failure
+	next     []time.Time // when each debt is tried again, as the failure's record said
 }
 
 func newBacklog(round int) (*backlog, error) {
-	l := &backlog{now: time.Now().Add(time.Duration(round) * 10 * 24 * time.Hour)}
+	l := &backlog{now: time.Now().Add(time.Duration(round) * 10 * 24 * time.Hour), next: make([]time.Time, queueDebts)}
 	for i := range queueDebts {
 		server := fmt.Sprintf("s%d.r%d.example", i%queueServers, round)
 		target := id.NewUserID(fmt.Sprintf("user%d", i), server)
@@ -210,8 +211,8 @@ func callers(ctx context.Context, do func(ctx context.Context, i int) error) err
 }
 
 func (r *rival) record(b *bench, l *backlog) error {
-	return callers(b.ctx, func(ctx context.Context, i int) error {
-		_, err := r.store.RecordFailure(ctx, store.Failed{
+	return callers(b.ctx, func(ctx context.Context, i int) (err error) {
+		l.next[i], err = r.store.RecordFailure(ctx, store.Failed{
 			Target: l.targets[i], Destination: l.failures[i].Destination, At: l.now, Requesters: []id.UserID{"@alice:a.example"}, Failure: l.failures[i],
 		}, l.verdict(i, l.now))
 		return err
@@ -227,7 +228,11 @@ func (l *backlog) verdict(i int, now time.Time) store.Verdict {
 
 func (r *rival) ask(b *bench, l *backlog) error {
 	return callers(b.ctx, func(ctx context.Context, i int) error {
-		_, err := r.store.AskAgain(ctx, l.targets[i], []id.UserID{"@anna:a.example"}, l.now, func(debt store.Debt) store.Debt {
+		var known time.Time
+		if !r.store.Shared() { // as the refresh engine knows it
+			known = l.next[i]
+		}
+		_, err := r.store.AskAgain(ctx, l.targets[i], []id.UserID{"@anna:a.example"}, l.now, known, func(debt store.Debt) store.Debt {
 			return retry.Policy{}.Begins(debt, l.failures[i], l.now, 0.5)
 		})
 		return err

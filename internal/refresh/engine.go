@@ -273,7 +273,7 @@ func (e *Engine) answerAgain(ctx context.Context, who freshen.Requester, target 
 	if past.failure.Blames() == freshen.BlameNobody {
 		return "failed just before", tell(past.failure, time.Time{}, now)
 	}
-	next, err := e.askAgain(ctx, target, asking, past.failure, now)
+	next, err := e.askAgain(ctx, target, asking, past, now)
 	if err != nil {
 		return "failed", store.Away(err)
 	}
@@ -281,10 +281,10 @@ func (e *Engine) answerAgain(ctx context.Context, who freshen.Requester, target 
 	return "failed just before", tell(past.failure, next, now)
 }
 
-// askAgain records a promise for which nothing is fetched now. past is the failure that the requesters are told of, or nil
-// where there was none to wait for.
-func (e *Engine) askAgain(ctx context.Context, target id.UserID, requesters []id.UserID, past *freshen.Failure, now time.Time) (next time.Time, err error) {
-	return e.store.AskAgain(ctx, target, requesters, now, func(debt store.Debt) store.Debt {
-		return e.cfg.Retry.Begins(debt, past, now, e.cfg.Random())
+// askAgain records a promise for which nothing is fetched now. past is the outcome that the requesters are told of, which is
+// no failure where there was none to wait for.
+func (e *Engine) askAgain(ctx context.Context, target id.UserID, requesters []id.UserID, past outcome, now time.Time) (next time.Time, err error) {
+	return e.store.AskAgain(ctx, target, requesters, now, past.next, func(debt store.Debt) store.Debt {
+		return e.cfg.Retry.Begins(debt, past.failure, now, e.cfg.Random())
 	})
 }

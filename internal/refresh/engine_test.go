@@ -190,7 +190,7 @@ func TestAskedAgainDuringAFetchIsNotSwallowed(t *testing.T) {
 		done := make(chan error, 1)
 		go func() { done <- b.refresh("@a:a.example", bob) }()
 		synctest.Wait()
-		if _, err := b.store.AskAgain(t.Context(), bob, []id.UserID{"@c:a.example"}, time.Now(), func(debt store.Debt) store.Debt { return debt }); err != nil {
+		if _, err := b.store.AskAgain(t.Context(), bob, []id.UserID{"@c:a.example"}, time.Now(), time.Time{}, func(debt store.Debt) store.Debt { return debt }); err != nil {
 			t.Fatal(err)
 		}
 		close(release)
@@ -205,6 +205,44 @@ func TestAskedAgainDuringAFetchIsNotSwallowed(t *testing.T) {
 		stop()
 		if b.debts() != 0 || len(b.fetched()) != 3 {
 			t.Errorf("%d debts, %d fetches; want it paid by a fetch of its own", b.debts(), len(b.fetched()))
+		}
+	})
+}
+
+// Who asks again soon after a failure is told when it is really tried, also if somebody else's failure has put that off since,
+// or a success has brought it forward. Else people wait for what has long been there, or come back too early.
+func TestWhoAsksAgainIsToldWhenItIsTried(t *testing.T) {
+	within(t, func(c *settings) { c.FailureFor = time.Hour }, func(t *testing.T, b *bed) {
+		for _, step := range []struct {
+			what  string
+			wait  time.Duration
+			other id.UserID
+			does  func(context.Context, id.UserID) error
+			want  time.Duration
+		}{
+			{"its own failure", 0, bob, down, 30 * time.Second},
+			{"a while", 10 * time.Second, "", nil, 20 * time.Second},
+			{"another's failure", 21 * time.Second, eve, down, time.Minute},
+			{"a failure of a user unknown to it", 10 * time.Second, "@nobody:b.example", unknown, 0},
+			{"a new failure", time.Second, "@joe:b.example", down, 30 * time.Second},
+			{"another's success", time.Second, "@zoe:b.example", func(context.Context, id.UserID) error { return nil }, 0},
+		} {
+			time.Sleep(step.wait)
+			if step.other != "" {
+				b.does(step.does)
+				_ = b.refresh("@a:a.example", step.other)
+			}
+			told, ok := errors.AsType[*freshen.Error](b.refresh("@c:a.example", bob))
+			if !ok || told.Code != freshen.CodeRemote {
+				t.Fatalf("after %s: %v", step.what, told)
+			}
+			stands, err := b.store.AskAgain(t.Context(), bob, []id.UserID{"@d:a.example"}, time.Now(), time.Time{}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if really := max(0, time.Until(stands)); told.RetryAfter != really || really.Round(time.Second) != step.want {
+				t.Errorf("after %s: told %v, and it is tried in %v; want %v", step.what, told.RetryAfter, really, step.want)
+			}
 		}
 	})
 }

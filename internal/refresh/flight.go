@@ -244,7 +244,8 @@ func (e *Engine) paidBefore(ctx context.Context, f *flight) error {
 
 // landBehind tells those aboard what another instance's fetch brought a moment ago.
 func (e *Engine) landBehind(ctx context.Context, f *flight, past store.Past) error {
-	e.recent.put(f.target, outcome{at: past.At, failure: past.Failure})
+	behind := outcome{at: past.At, failure: past.Failure}
+	e.recent.put(f.target, behind)
 	now := e.cfg.Now()
 	asking := slices.Sorted(maps.Keys(f.requesters))
 	var next time.Time
@@ -254,7 +255,7 @@ func (e *Engine) landBehind(ctx context.Context, f *flight, past store.Past) err
 	case past.Failure == nil:
 		err = e.store.AnnounceTo(ctx, f.target, asking, now)
 	case past.Failure.Blames() != freshen.BlameNobody:
-		next, err = e.askAgain(ctx, f.target, asking, past.Failure, now)
+		next, err = e.askAgain(ctx, f.target, asking, behind, now)
 	}
 	if err != nil {
 		return e.landAway(f, store.Away(err))
@@ -323,6 +324,7 @@ func (e *Engine) succeed(ctx context.Context, f *flight, list *freshen.DeviceLis
 		e.ended.count(retry.Paid, 1)
 		e.log.Info("paid a debt", "target", f.target, "devices", len(list.Devices), "changed", kept.Changed)
 	}
+	e.recent.backsOff(f.destination, time.Time{})
 	e.recent.put(f.target, outcome{at: now})
 	e.land(f, func() {
 		f.how, f.told, f.recorded = "fetched, unchanged", now, true
@@ -387,7 +389,10 @@ func (e *Engine) fail(ctx context.Context, f *flight, failure *freshen.Failure) 
 		e.log.Warn("a destination fails and backs off", "destination", f.destination, "reason", failure.Reason,
 			"sentence", failure.Sentence, "retry_at", after.RetryAt.UTC().Format(time.RFC3339))
 	}
-	e.recent.put(f.target, outcome{at: now, failure: failure})
+	if !e.store.Shared() { // else another instance may change it
+		e.recent.backsOff(f.destination, after.RetryAt)
+	}
+	e.recent.put(f.target, outcome{at: now, next: next, failure: failure})
 	e.land(f, func() { f.how, f.failure, f.next, f.told, f.recorded = "failed", failure, next, now, true })
 	if after.Failures > before.Failures {
 		e.giveUp(ctx, f.destination, now)
@@ -409,7 +414,7 @@ func (e *Engine) owe(ctx context.Context, f *flight, how, sentence string) {
 	now := e.cfg.Now()
 	next, err := now, e.store.Abandon(ctx, f.target, f.token)
 	if len(f.requesters) > 0 {
-		asked, askErr := e.askAgain(ctx, f.target, slices.Sorted(maps.Keys(f.requesters)), nil, now)
+		asked, askErr := e.askAgain(ctx, f.target, slices.Sorted(maps.Keys(f.requesters)), outcome{}, now)
 		next, err = asked, errors.Join(err, askErr)
 	}
 	if f.lease != "" {

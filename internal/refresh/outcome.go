@@ -14,22 +14,27 @@ import (
 // maxOutcomes bounds how many targets' last outcomes are remembered.
 const maxOutcomes = 10_000
 
-// outcome is how the last fetch of a target ended: failure is nil for a success.
+// outcome is how the last fetch of a target ended: failure is nil for a success, and next is when it is tried again, zero
+// if that is not known here.
 type outcome struct {
-	at      time.Time
-	failure *freshen.Failure
+	at, next time.Time
+	failure  *freshen.Failure
 }
 
-// outcomes is the short-lived cache of successes and failures.
+// outcomes is the short-lived cache of successes and failures, and of when destinations that fail are tried again.
 type outcomes struct {
 	successFor, failureFor time.Duration
 
-	mu  *sync.Mutex
-	all map[id.UserID]outcome
+	mu      *sync.Mutex
+	all     map[id.UserID]outcome
+	failing map[string]time.Time
 }
 
 func newOutcomes(successFor, failureFor time.Duration) outcomes {
-	return outcomes{successFor: successFor, failureFor: failureFor, mu: new(sync.Mutex), all: map[id.UserID]outcome{}}
+	return outcomes{
+		successFor: successFor, failureFor: failureFor, mu: new(sync.Mutex),
+		all: map[id.UserID]outcome{}, failing: map[string]time.Time{},
+	}
 }
 
 func (o outcomes) fresh(past outcome, now time.Time) bool {
@@ -44,7 +49,28 @@ func (o outcomes) get(target id.UserID, now time.Time) (outcome, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	past, ok := o.all[target]
+	switch retryAt, failing := o.failing[freshen.Destination(target)]; {
+	case !failing:
+		past.next = time.Time{}
+	case !past.next.IsZero() && retryAt.After(past.next):
+		past.next = retryAt
+	}
 	return past, ok && o.fresh(past, now)
+}
+
+// backsOff notes until when a destination that fails is not asked; zero once it has answered, so that what it owes may be
+// tried earlier than was known. It must be told of every change, or of none.
+func (o outcomes) backsOff(destination string, until time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if until.IsZero() {
+		delete(o.failing, destination)
+		return
+	}
+	if len(o.failing) >= maxOutcomes {
+		clear(o.failing)
+	}
+	o.failing[destination] = until
 }
 
 func (o outcomes) put(target id.UserID, past outcome) {

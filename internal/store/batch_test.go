@@ -23,7 +23,7 @@ func TestAChangeThatFailsTakesNothingFromTheOthers(t *testing.T) {
 		target := id.UserID(fmt.Sprintf("@u%d:b.org", i))
 		all.Go(func() {
 			if i%5 != 0 {
-				if _, err := s.AskAgain(t.Context(), target, []id.UserID{"@alice:a.org"}, start, begins); err != nil {
+				if _, err := s.AskAgain(t.Context(), target, []id.UserID{"@alice:a.org"}, start, time.Time{}, begins); err != nil {
 					t.Errorf("%s: %v", target, err)
 				}
 				return

@@ -104,15 +104,15 @@ func (s *Store) RecordFailure(ctx context.Context, f Failed, verdict Verdict) (n
 }
 
 // AskAgain records that requesters asked for a target of which nothing was fetched just now, mostly because it failed a
-// moment ago: they too will hear of the success. What is owed already keeps its schedule; begins says how a debt begins
-// that there was not, is pure, and may run more than once.
-func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.UserID, at time.Time, begins func(Debt) Debt) (nextTry time.Time, err error) {
+// moment ago: they too will hear of the success. What is owed already keeps its schedule; known is when it is tried, which
+// saves reading it, or zero. begins says how a debt begins that there was not, is pure, and may run more than once.
+func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.UserID, at, known time.Time, begins func(Debt) Debt) (nextTry time.Time, err error) {
 	err = s.update(ctx, func(ctx context.Context, t *tx) error {
 		if err := t.putRequesters(ctx, target, requesters, at, true); err != nil {
 			return err
 		}
 		var owed bool
-		if nextTry, owed, err = t.askAgain(ctx, target, at); owed || err != nil {
+		if nextTry, owed, err = t.askAgain(ctx, target, at, known); owed || err != nil {
 			return err
 		}
 		name := freshen.Destination(target)
@@ -127,14 +127,20 @@ func (s *Store) AskAgain(ctx context.Context, target id.UserID, requesters []id.
 	return nextTry, err
 }
 
-const askDebt = `UPDATE debts SET gen = gen + 1, asked_at = $1 WHERE user_id = $2
+const askDebt = `UPDATE debts SET gen = gen + 1, asked_at = $1 WHERE user_id = $2`
+
+const askDebtWhen = askDebt + `
 	RETURNING due_at, lease, coalesce((SELECT retry_at FROM destinations WHERE name = debts.destination), 0)`
 
 // askAgain records that what is owed already was asked for again, and says when it is tried.
-func (t *tx) askAgain(ctx context.Context, target id.UserID, at time.Time) (nextTry time.Time, owed bool, err error) {
+func (t *tx) askAgain(ctx context.Context, target id.UserID, at, known time.Time) (nextTry time.Time, owed bool, err error) {
+	if !known.IsZero() {
+		owed, err := t.exec(ctx, askDebt, millis(at), target)
+		return later(at, known), owed > 0, err
+	}
 	var due, retry int64
 	var lease string
-	err = t.QueryRowContext(ctx, askDebt, millis(at), target).Scan(&due, &lease, &retry)
+	err = t.QueryRowContext(ctx, askDebtWhen, millis(at), target).Scan(&due, &lease, &retry)
 	if errors.Is(err, sql.ErrNoRows) {
 		return time.Time{}, false, nil
 	}

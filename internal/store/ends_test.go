@@ -27,7 +27,7 @@ func TestADebtIsDropped(t *testing.T) {
 			t.Errorf("promised to %v (%v)", promised, err)
 		}
 		debt := claims(t, s, start, 1)[0]
-		if _, err := s.AskAgain(t.Context(), debt.Target, []id.UserID{carol}, start, begins); err != nil {
+		if _, err := s.AskAgain(t.Context(), debt.Target, []id.UserID{carol}, start, time.Time{}, begins); err != nil {
 			t.Fatal(err)
 		}
 		if dropped, err := s.DropDebt(t.Context(), debt, start); dropped || err != nil {
@@ -81,7 +81,7 @@ func TestNothingWaitsForAYear(t *testing.T) {
 		s := instance(t, cfg)
 		ahead := start.Add(365 * 24 * time.Hour)
 		owe(t, s, "@bob:b.org", "@alice:a.org", ahead, time.Hour)
-		if _, err := s.AskAgain(t.Context(), "@claimed:c.org", []id.UserID{"@alice:a.org"}, ahead, begins); err != nil {
+		if _, err := s.AskAgain(t.Context(), "@claimed:c.org", []id.UserID{"@alice:a.org"}, ahead, time.Time{}, begins); err != nil {
 			t.Fatal(err)
 		}
 		if len(claims(t, s, ahead, 10)) != 1 {

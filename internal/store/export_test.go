@@ -26,7 +26,7 @@ func (s *Store) Hot() map[string]Query {
 		"how a destination stands":       {selectRow, []any{"s1.org", int64(1_700_000_000_000)}},
 		"when something is due":          {nextDue, nil},
 		"a debt and its destination":     {s.dialect.standing, []any{"s1.org", "@u1:s1.org"}},
-		"a debt that is asked for again": {askDebt, []any{int64(1_700_000_000_000), "@u1:s1.org"}},
+		"a debt that is asked for again": {askDebtWhen, []any{int64(1_700_000_000_000), "@u1:s1.org"}},
 		"a destination":                  {selectDestination, []any{"s1.org"}},
 		"the audience of a list":         {selectAudience, []any{"@u1:s1.org", true, maxAudience}},
 		"a kept list":                    {selectKept, []any{"@u1:s1.org"}},

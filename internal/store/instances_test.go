@@ -103,7 +103,7 @@ func TestClaimsOfSeveralInstancesNeverOverlap(t *testing.T) {
 	for d := range destinations {
 		for u := range each {
 			target := id.UserID(fmt.Sprintf("@u%d:d%d.org", u, d))
-			if _, err := all[0].AskAgain(t.Context(), target, []id.UserID{"@alice:a.org"}, start, begins); err != nil {
+			if _, err := all[0].AskAgain(t.Context(), target, []id.UserID{"@alice:a.org"}, start, time.Time{}, begins); err != nil {
 				t.Fatal(err)
 			}
 		}

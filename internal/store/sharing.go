@@ -18,6 +18,9 @@ const (
 	listenAgain = 100 * time.Millisecond
 )
 
+// Shared says whether other instances may use the database as well.
+func (s *Store) Shared() bool { return s.sharing != nil }
+
 // sharing is what an instance does because there may be others.
 type sharing struct {
 	instance               string // names it in fetches

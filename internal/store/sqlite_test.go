@@ -154,7 +154,7 @@ func TestCloseTwice(t *testing.T) {
 // record makes a promise and returns whether it was made.
 func record(t *testing.T, s *store.Store, target id.UserID) error {
 	t.Helper()
-	_, err := s.AskAgain(t.Context(), target, []id.UserID{"@a:a.org"}, start, begins)
+	_, err := s.AskAgain(t.Context(), target, []id.UserID{"@a:a.org"}, start, time.Time{}, begins)
 	return err
 }
 

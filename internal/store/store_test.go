@@ -202,7 +202,7 @@ func testADebtAskedForDuringAFetchIsNotSwallowed(t *testing.T, cfg store.Config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.AskAgain(t.Context(), "@bob:b.org", []id.UserID{"@carol:a.org"}, start, begins); err != nil {
+	if _, err := s.AskAgain(t.Context(), "@bob:b.org", []id.UserID{"@carol:a.org"}, start, time.Time{}, begins); err != nil {
 		t.Fatal(err)
 	}
 	kept, err := s.Keep(t.Context(), store.Fetched{List: list(t, "@bob:b.org", "key"), At: start, PaidGen: begun.Gen, Token: "fetch"})
