@@ -56,9 +56,6 @@ type asked struct {
 	done    chan struct{}
 }
 
-// Shared says whether other instances may use the database as well.
-func (s *Store) Shared() bool { return s.sharing != nil }
-
 // OnAsked sets what answers other instances' questions. f must not block; what it returns that is longer than
 // [LongestMessage] is told as "".
 func (s *Store) OnAsked(f func(question string) string) {
