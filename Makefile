@@ -12,6 +12,7 @@ PARTS     ?=
 # The demo's homeserver with freshen before it: dendrite or synapse.
 HOMESERVER ?= dendrite
 KILLS     ?= 200
+CLIENTS   ?= 500
 SEED      ?= 0
 # For one package's tests; the homeservers of some take their time on a small machine.
 TIMEOUT   ?= 20m
@@ -50,8 +51,8 @@ demo: go ## Watch freshen between two real homeservers (HOMESERVER=synapse puts 
 test: go compiler servers clients dendrite synapse ## Run all tests, with the race detector and real homeservers
 	$(GO) test -race -tags $(TAGS) -timeout $(TIMEOUT) ./...
 
-soak: go compiler servers ## Kill freshen KILLS=200 times under load, on SQLite and on Postgres, and upset three instances (SEED= of a run that failed)
-	CI=$${CI:-true} $(GO) test -race -tags $(TAGS) -count=1 -timeout 3h -v -run 'TestCrash|TestThreeInstances' ./soak -kills $(KILLS) -seed $(SEED)
+soak: go compiler servers ## Kill freshen KILLS=200 times under load, on SQLite and on Postgres, and upset three instances, and let CLIENTS=500 sync through two (SEED= of a run that failed)
+	CI=$${CI:-true} $(GO) test -race -tags $(TAGS) -count=1 -timeout 3h -v -run 'TestCrash|TestThreeInstances|TestCrowd' ./soak -kills $(KILLS) -clients $(CLIENTS) -seed $(SEED)
 
 lint: go ## Look for mistakes: gofmt, go vet, golangci-lint
 	@unformatted=$$(gofmt -l .); \

@@ -150,12 +150,14 @@ func (h *history) firstServed(a *ask) (at time.Time, ok bool) {
 
 // needless are the requests for what was paid.
 func (h *history) needless() (complaints []string) {
+	passed := make(chan time.Time)
+	close(passed)
 	for target, fetches := range h.fetches {
 		var last *fetch // the last success
 		var began time.Time
 		for i := range fetches {
 			f := &fetches[i]
-			if last != nil && f.arrived.After(last.arrived) && !h.justified(last, began, f) {
+			if last != nil && f.arrived.After(last.arrived) && !h.justified(last, began, f) && !last.sentAgain(f, passed) {
 				complaints = append(complaints, fmt.Sprintf("%s was fetched by %s at %s, although it had been fetched by %s at %s, and nobody asked for it or was promised it since",
 					target, f.by, clock(f.arrived), last.by, clock(last.arrived)))
 			}

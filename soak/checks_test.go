@@ -73,6 +73,16 @@ func TestTheCheckFindsWhatIsWrong(t *testing.T) {
 			h.fetches[target] = append(h.fetches[target], fetched(200, true, 1))
 		}, "has neither heard"},
 		{"a fetch of what is paid", func(h *history) { h.fetches[target] = append(h.fetches[target], fetched(300, true, 1)) }, "nobody asked for it"},
+		{"the same request once more, since its connection was given up", func(h *history) {
+			over := &line{closed: make(chan struct{}), at: at(104)}
+			close(over.closed)
+			h.fetches[target][2].over = over
+			h.fetches[target] = append(h.fetches[target], fetched(105, true, 1))
+		}, ""},
+		{"a fetch of what is paid, over a connection that is kept", func(h *history) {
+			h.fetches[target][2].over = &line{closed: make(chan struct{})}
+			h.fetches[target] = append(h.fetches[target], fetched(105, true, 1))
+		}, "nobody asked for it"},
 		{"a fetch of what was asked for again while the first was on its way", func(h *history) {
 			h.asks = append(h.asks, asked(85, 90, promised))
 			h.fetches[target] = append(h.fetches[target], fetched(300, true, 1))

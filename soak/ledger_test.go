@@ -90,6 +90,37 @@ type fetch struct {
 	ok       bool // with a list
 	list     int  // which list of the target was served
 	done     chan struct{}
+	over     *line // nil for one that no other request shares
+}
+
+// line is a connection of freshen's to a remote server, over HTTP/2.
+type line struct {
+	closed chan struct{}
+	at     time.Time // it was closed
+}
+
+func (l *line) end() {
+	l.at = time.Now()
+	close(l.closed)
+}
+
+// sentAgain says whether next is the same request over another connection: one that is shared is given up if any request on
+// it gets no whole answer, and the others are sent again. The server may have answered them, and learns late that it is
+// closed: until late, that is waited for.
+func (f *fetch) sentAgain(next *fetch, late <-chan time.Time) bool {
+	if f.over == nil || f.over == next.over || next.arrived.Sub(f.arrived) > fetchTimeout {
+		return false
+	}
+	select {
+	case <-f.over.closed:
+	case <-late:
+	}
+	select {
+	case <-f.over.closed:
+		return !f.over.at.After(next.arrived.Add(lateEnd))
+	default:
+		return false
+	}
 }
 
 // disturbance is a time in which connections may break: from before a signal was sent until freshen was ready again.
@@ -167,10 +198,10 @@ func (l *ledger) queried(a answer) {
 }
 
 // arrives records a request at a remote server, and returns those for the same target that are open.
-func (l *ledger) arrives(target id.UserID, by string) (f *fetch, others []*fetch) {
+func (l *ledger) arrives(target id.UserID, by string, over *line) (f *fetch, others []*fetch) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	f = &fetch{target: target, by: by, arrived: time.Now(), done: make(chan struct{})}
+	f = &fetch{target: target, by: by, arrived: time.Now(), done: make(chan struct{}), over: over}
 	for _, other := range l.fetches[target] {
 		if other.ended.IsZero() {
 			others = append(others, other)

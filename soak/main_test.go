@@ -11,6 +11,7 @@ import (
 	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -20,6 +21,8 @@ import (
 var (
 	seedFlag = flag.Uint64("seed", 0, "the seed of all choices; 0 draws one")
 	kills    = flag.Int("kills", 4, "how often freshen is ended in a crash test")
+	clients  = flag.Int("clients", 40, "how many devices a crowd has; from 500 on it syncs for minutes")
+	cutAfter = flag.Duration("cut", 3*time.Second, "after how long the proxy before some of a crowd cuts a poll, which lasts twice as long")
 )
 
 var mapsKeys = maps.Keys[map[string]int]

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"freshen/internal/testbed/testbedtest"
 )
 
-// startNginx balances over the instances in turn, and returns where it listens. It stops with the test.
-func startNginx(t *testing.T, upstreams ...string) (listen string) {
+// startNginx balances over the instances in turn, and returns where it listens. It gives up an answer of which nothing
+// came for that long. It stops with the test.
+func startNginx(t *testing.T, patience time.Duration, upstreams ...string) (listen string) {
 	t.Helper()
 	var servers strings.Builder
 	for _, upstream := range upstreams {
@@ -28,7 +30,7 @@ func startNginx(t *testing.T, upstreams ...string) (listen string) {
 			proxy_set_header Connection "";
 			proxy_set_header Host $http_host;
 			proxy_connect_timeout 2s;
-			proxy_read_timeout 8s;
+			proxy_read_timeout %dms;
 		}
-	}`, servers.String()), "http", nil).Addr
+	}`, servers.String(), patience.Milliseconds()), "http", nil).Addr
 }

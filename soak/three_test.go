@@ -99,7 +99,7 @@ func newThree(t *testing.T) *three {
 		upstreams = append(upstreams, i.listen)
 		places = append(places, place{i.name, i.URL()})
 	}
-	nginx := startNginx(t, upstreams...)
+	nginx := startNginx(t, 8*time.Second, upstreams...)
 	places = append(places, place{"", "http://" + nginx})
 	w.world = newWorld(t, places...)
 	for n, i := range w.instances {
@@ -132,9 +132,10 @@ func (w *three) watch(random *rand.Rand) {
 	}
 	for n := range w.instances {
 		target := w.targets[random.IntN(len(w.targets))]
+		refreshed := make(chan struct{})
 		var polling sync.WaitGroup
 		for k, d := range w.watchers {
-			polling.Go(func() { since[k] = w.woken(d, since[k], target) })
+			polling.Go(func() { since[k] = w.woken(d, since[k], target, refreshed) })
 		}
 		late := time.Now().Add(wokenWithin)
 		for _, d := range w.watchers {
@@ -146,6 +147,7 @@ func (w *three) watch(random *rand.Rand) {
 		}
 		asks := w.watchers[n]
 		a := &asker{ledger: w.ledger, user: asks.user, token: asks.token, via: asks.via, base: asks.base, http: asks.http}
+		close(refreshed)
 		if what := a.refresh(w.t.Context(), target); what != fresh {
 			w.t.Errorf("all is well, and the refresh of %s at instance %s was not answered 202", target, asks.via)
 		}
@@ -171,8 +173,10 @@ func (w *three) drained(d *device, since string) (next string) {
 	return since
 }
 
-// woken polls until it hears of the target. Answers that bring what was left from before are followed by another poll.
-func (w *three) woken(d *device, since string, target id.UserID) (next string) {
+// woken polls until it hears of the target, whose refresh is asked for once refreshed is closed. Answers that bring what was
+// left from before are followed by another poll: while an instance that died may still run for all that the others know, what
+// one told is told again.
+func (w *three) woken(d *device, since string, target id.UserID, refreshed <-chan struct{}) (next string) {
 	ctx, cancel := context.WithTimeout(w.t.Context(), wokenWithin)
 	defer cancel()
 	for {
@@ -182,8 +186,12 @@ func (w *three) woken(d *device, since string, target id.UserID) (next string) {
 			return since
 		}
 		since = next
-		if slices.Contains(a.changed, target) {
-			return next
+		select {
+		case <-refreshed:
+			if slices.Contains(a.changed, target) {
+				return next
+			}
+		default:
 		}
 	}
 }

@@ -38,10 +38,13 @@ const (
 // Announcer tells what each device is owed and wakes the polls that wait for it. Its methods are safe for concurrent
 // use, and those that the path of a response calls do not wait for the database or the homeserver.
 type Announcer struct {
-	store *store.Store
-	rooms *rooms.Rooms
-	log   *slog.Logger
-	now   func() time.Time
+	store     *store.Store
+	positions positions
+	others    others // nil where the database is for this instance alone
+	opened    time.Time
+	rooms     *rooms.Rooms
+	log       *slog.Logger
+	now       func() time.Time
 
 	stream *stream
 	asks   chan question
@@ -49,11 +52,15 @@ type Announcer struct {
 	explores chan question
 	asking   sync.Map // userTarget → struct{}: questions that are under way
 	loads    chan *device
-	failing  bool // saving failed last; flush's own
+	// inquiries are the devices about which other instances are to be asked.
+	inquiries chan *device
+	failing   bool // saving failed last; flush's own
 	// underway counts the questions and loads that wait or run.
 	underway sync.WaitGroup
 
 	counters counters
+
+	unseen unseen
 
 	mu      sync.Mutex
 	devices map[freshen.Requester]*device
@@ -81,14 +88,73 @@ func Open(ctx context.Context, s *store.Store, r *rooms.Rooms, log *slog.Logger,
 	if err != nil {
 		return nil, err
 	}
-	return &Announcer{
-		store: s, rooms: r, log: log, now: now,
+	a := &Announcer{
+		store: s, positions: s, rooms: r, log: log, now: now, opened: now(),
 		stream:   newStream(all, head),
 		asks:     make(chan question, questionsWaiting),
 		explores: make(chan question, questionsWaiting),
 		loads:    make(chan *device, questionsWaiting),
-		devices:  map[freshen.Requester]*device{},
-	}, nil
+
+		inquiries: make(chan *device, questionsWaiting),
+		devices:   map[freshen.Requester]*device{},
+	}
+	if s.Shared() {
+		a.others = s
+		s.OnAsked(a.Answer)
+	}
+	return a, nil
+}
+
+// unseen are the answers of which it was not known, when they began, whose they are.
+type unseen struct {
+	mu   sync.Mutex
+	open map[*time.Time]struct{} // when they began
+	lost time.Time               // when the last began of which it will never be known
+}
+
+// Unseen records that an answer to a sync begins without anything having been told by it: what it lacked, its client may
+// still have to hear. whose must be called once it is known whose it is, or with nil if that will not be.
+func (a *Announcer) Unseen() (whose func(*freshen.Requester)) {
+	began := a.now()
+	a.unseen.mu.Lock()
+	defer a.unseen.mu.Unlock()
+	if a.unseen.open == nil {
+		a.unseen.open = map[*time.Time]struct{}{}
+	}
+	a.unseen.open[&began] = struct{}{}
+	return func(who *freshen.Requester) {
+		if who != nil {
+			d := a.device(*who)
+			d.mu.Lock()
+			d.answers.add(0, nil, began)
+			d.mu.Unlock()
+		}
+		a.unseen.mu.Lock()
+		defer a.unseen.mu.Unlock()
+		delete(a.unseen.open, &began)
+		if who == nil {
+			a.unseen.lost = later(a.unseen.lost, began)
+		}
+	}
+}
+
+// unnoticed is up to when answers were given of which nothing is known, to whomever.
+func (a *Announcer) unnoticed() time.Time {
+	a.unseen.mu.Lock()
+	defer a.unseen.mu.Unlock()
+	last := a.unseen.lost
+	for began := range a.unseen.open {
+		last = later(last, *began)
+	}
+	return last
+}
+
+// forgotten is up to when nothing is known of the answers to a device that is not in memory.
+func (a *Announcer) forgotten() time.Time {
+	if before := a.now().Add(-idleAfter); before.After(a.opened) {
+		return before
+	}
+	return time.Time{} // others that ran here before are another's concern: see store.Replies
 }
 
 // Announced adds what has just been committed, by this instance or another, and wakes the polls that it concerns. It comes
@@ -180,7 +246,7 @@ func (a *Announcer) device(who freshen.Requester) *device {
 func (a *Announcer) deviceLocked(who freshen.Requester) *device {
 	d := a.devices[who]
 	if d == nil {
-		d = newDevice(who)
+		d = a.newDevice(who)
 		d.usedAt = a.now()
 		a.devices[who] = d
 		a.load(d)
@@ -225,8 +291,11 @@ func (a *Announcer) consider(d *device, answered question) {
 		}
 		return
 	}
-	entries, unknown := d.owed(a.stream, a.rooms.KnownSince)
+	entries, unknown, held := d.owed(a.stream, a.rooms.KnownSince)
 	wake := d.toWake(entries)
+	if len(held) > 0 {
+		a.askOthers(d)
+	}
 	if wake != nil {
 		wake.wokenAt = a.now()
 	}

@@ -21,7 +21,10 @@ const (
 
 // device is what is known of one device. Fields below mu are guarded by it.
 type device struct {
-	who freshen.Requester
+	who    freshen.Requester
+	shared bool // it may come to other instances as well
+	clock  func() time.Time
+	unseen func() time.Time // until when answers of which nothing is known were given to anybody
 
 	mu     sync.Mutex
 	loaded bool
@@ -35,6 +38,13 @@ type device struct {
 	relevant  map[id.UserID]int64
 	responses []response
 	carries   map[id.UserID]carry
+	answers   answers
+	// Where others share the database: the last tokens that it came with; the positions of single targets that others say
+	// they have brought; whether they are being asked, and since when an announcement is held back for that.
+	arrivals  []arrival
+	brought   map[id.UserID]int64
+	asking    bool
+	heldSince time.Time
 	// hurried: the positions of single targets that a response has brought, in time or not, so that no other is hurried.
 	hurried map[id.UserID]int64
 	polls   map[*Poll]struct{}
@@ -42,37 +52,46 @@ type device struct {
 	dirty   bool
 	usedAt  time.Time
 	savedAt time.Time
+	latest  time.Time // what moment said last
 }
 
 // Entry is an announcement that a response carries.
 type Entry struct {
-	Target   id.UserID
-	Position int64
-}
-
-// response is one that carried something and moved the token to nextBatch.
-type response struct {
-	nextBatch string
-	entries   []Entry
+	Target   id.UserID `json:"t"`
+	Position int64     `json:"p"`
 }
 
 // carry counts how often an announcement was carried under one token.
 type carry struct {
 	position int64
-	token    string
+	token    token
 	times    int
 }
 
-func newDevice(who freshen.Requester) *device {
+func (a *Announcer) newDevice(who freshen.Requester) *device {
 	return &device{
-		who: who, above: map[id.UserID]int64{}, relevant: map[id.UserID]int64{}, carries: map[id.UserID]carry{},
+		who: who, shared: a.others != nil, clock: a.now, unseen: a.unnoticed, answers: answers{horizon: a.forgotten()}, brought: map[id.UserID]int64{},
+		above: map[id.UserID]int64{}, relevant: map[id.UserID]int64{}, carries: map[id.UserID]carry{},
 		hurried: map[id.UserID]int64{}, polls: map[*Poll]struct{}{},
 	}
 }
 
+// moment is the time, but never the same twice: what of two things came first must be known.
+func (d *device) moment() time.Time {
+	now := d.clock()
+	if !now.After(d.latest) {
+		now = d.latest.Add(1)
+	}
+	d.latest = now
+	return now
+}
+
 // settle takes over what the database has. What was acknowledged before it was there stays.
 func (d *device) settle(position store.DevicePosition) {
-	d.floor, d.savedAt, d.loaded = position.Acked, position.SeenAt, true
+	if !d.loaded {
+		d.savedAt, d.loaded = position.SeenAt, true
+	}
+	d.floor = max(d.floor, position.Acked)
 	for target, acked := range position.Above {
 		d.above[target] = max(d.above[target], acked)
 	}
@@ -82,9 +101,9 @@ func (d *device) settle(position store.DevicePosition) {
 // known says whether user is known to share a room with target, as of since.
 type known func(user, target id.UserID, since time.Time) (shares, known bool)
 
-// owed works out what the device is owed, one entry a target, and what it cannot tell about yet. On the way it raises
-// the floor over what is settled.
-func (d *device) owed(s *stream, ask known) (entries []Entry, unknown []store.Announcement) {
+// owed works out what the device is owed, one entry a target, and what it cannot tell about yet: unknown is for the
+// homeserver to say, held for other instances. On the way it raises the floor over what is settled.
+func (d *device) owed(s *stream, ask known) (entries []Entry, unknown []store.Announcement, held []Entry) {
 	found, head := s.above(d.floor, d.who.UserID)
 	settled := head
 	byTarget := map[id.UserID]int{}
@@ -98,6 +117,8 @@ func (d *device) owed(s *stream, ask known) (entries []Entry, unknown []store.An
 			unknown = append(unknown, a)
 		case !shares:
 			continue
+		case d.held(a):
+			held = append(held, Entry{a.Target, a.Position})
 		default:
 			if i, ok := byTarget[a.Target]; ok {
 				entries[i].Position = a.Position
@@ -109,12 +130,15 @@ func (d *device) owed(s *stream, ask known) (entries []Entry, unknown []store.An
 		settled = min(settled, a.Position-1)
 	}
 	d.raise(settled)
+	if len(held) == 0 {
+		d.heldSince = time.Time{}
+	}
 	// Who hears of a later change of the same target need not be asked about.
 	unknown = slices.DeleteFunc(unknown, func(a store.Announcement) bool {
 		i, ok := byTarget[a.Target]
 		return ok && entries[i].Position > a.Position
 	})
-	return entries, unknown
+	return entries, unknown, held
 }
 
 func (d *device) concerns(a store.Announcement, ask known) (concerns, sure bool) {
@@ -141,6 +165,7 @@ func (d *device) forget() {
 	maps.DeleteFunc(d.above, covered)
 	maps.DeleteFunc(d.relevant, covered)
 	maps.DeleteFunc(d.hurried, covered)
+	maps.DeleteFunc(d.brought, covered)
 	maps.DeleteFunc(d.carries, func(target id.UserID, c carry) bool { return covered(target, c.position) })
 }
 
@@ -152,41 +177,45 @@ func (d *device) ack(target id.UserID, position int64) {
 	}
 }
 
-// syncedWith learns from the since of a request which response has arrived. Where several ended in that token, it is
-// not known which of them did: what all of them carried has.
-func (d *device) syncedWith(since string) {
+// arrive learns from the since of a request which response has arrived: at once, or where others share the database, once
+// they have been asked.
+func (d *device) arrive(since string) {
 	if since == "" {
 		return
 	}
-	var arrived map[id.UserID]int64
+	a := arrival{token: tokenOf(since), at: d.moment()}
+	if !d.shared {
+		d.take(a, []hearsay{{answers: answers{horizon: d.unseen()}}})
+		return
+	}
+	if len(d.arrivals) == maxResponses {
+		d.arrivals = slices.Delete(d.arrivals, 0, 1)
+	}
+	d.arrivals = append(d.arrivals, a)
+}
+
+// take acknowledges what the arrival proves.
+func (d *device) take(a arrival, others []hearsay) {
+	for target, position := range d.proven(a, others) {
+		d.ack(target, position)
+	}
 	last := -1
 	for i, r := range d.responses {
-		if r.nextBatch != since {
-			continue
+		if r.nextBatch == a.token && r.asked.Before(a.at) {
+			last = i
 		}
-		carried := make(map[id.UserID]int64, len(r.entries))
-		for _, e := range r.entries {
-			if last < 0 {
-				carried[e.Target] = e.Position
-			} else if position, ok := arrived[e.Target]; ok {
-				carried[e.Target] = min(position, e.Position)
-			}
-		}
-		arrived, last = carried, i
-	}
-	for target, position := range arrived {
-		d.ack(target, position)
 	}
 	d.responses = slices.Delete(d.responses, 0, last+1)
 }
 
-// carried records that a response with these entries went out whole.
-func (d *device) carried(entries []Entry, since, nextBatch string) {
+// carried records that a response with these entries went out whole, to a request with since that came at asked.
+func (d *device) carried(entries []Entry, since, nextBatch string, asked time.Time) {
+	next := tokenOf(nextBatch)
 	if nextBatch == since {
 		for _, e := range entries {
 			c := d.carries[e.Target]
-			if c.position != e.Position || c.token != nextBatch {
-				c = carry{position: e.Position, token: nextBatch}
+			if c.position != e.Position || c.token != next {
+				c = carry{position: e.Position, token: next}
 			}
 			c.times++
 			d.carries[e.Target] = c
@@ -199,7 +228,7 @@ func (d *device) carried(entries []Entry, since, nextBatch string) {
 	if len(d.responses) >= maxResponses {
 		d.responses = slices.Delete(d.responses, 0, 1)
 	}
-	d.responses = append(d.responses, response{nextBatch: nextBatch, entries: entries})
+	d.responses = append(d.responses, response{nextBatch: next, entries: entries, asked: asked})
 }
 
 // toWake chooses which poll's answer is to be hurried for these entries: the newest, since an older one may be left

@@ -12,11 +12,12 @@
 //	                └────────────┘
 //
 // It is acknowledged when the device syncs with the next_batch of a response that carried it (and that is not the
-// since which the response was for), when the device has asked /keys/query about the target, or when it was carried
+// since which the response was for, and that no answer can have ended in which lacked it: evidence.go), when the device has asked /keys/query about the target, or when it was carried
 // three times under a token that stands still.
 //
 // Acknowledgements are written behind, every second: losing them repeats an entry, which costs a client one query, and
-// misses none. What was carried is known in memory alone, for the same reason.
+// misses none. What was carried is known in memory alone, for the same reason; instances that share a database ask each
+// other (others.go).
 //
 // What holds, and is tested against a model:
 //
@@ -32,6 +33,6 @@
 // no mutual_rooms, who joins a room within minutes after its members were asked for may not count as a member of it. A
 // device whose positions were pruned hears of everything in the stream again.
 //
-// Lock order: Announcer.mu before device.mu; the stream's lock is a leaf. None is held while asking the database or the
+// Lock order: Announcer.mu before device.mu; the locks of the stream and of unseen are leaves. None is held while asking the database or the
 // homeserver, or while a poll is woken.
 package announce

@@ -13,6 +13,9 @@ func (a *Announcer) Work(ctx context.Context) {
 	for range askers {
 		wg.Go(func() { a.answer(ctx) })
 	}
+	for range askers {
+		wg.Go(func() { a.inquire(ctx) })
+	}
 	wg.Go(func() { a.loadLoop(ctx) })
 	wg.Wait()
 }
@@ -55,4 +58,12 @@ func (a *Announcer) Polls() (n int) {
 		d.mu.Unlock()
 	}
 	return n
+}
+
+// Share has the announcer take others for the instances that share its database, where it reads positions through them.
+func (a *Announcer) Share(with interface {
+	others
+	positions
+}) {
+	a.others, a.positions = with, with
 }

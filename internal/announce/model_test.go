@@ -255,6 +255,16 @@ func (m *model) answer() {
 		c.hurried[target] = max(c.hurried[target], position)
 	}
 	if how == "cannot be edited" {
+		// It may have ended in any token: no response before it proves any more that this was told.
+		for target, position := range carried {
+			for _, responses := range c.sent {
+				for _, r := range responses {
+					if r[target] <= position {
+						delete(r, target)
+					}
+				}
+			}
+		}
 		return
 	}
 	m.sent(c, carried, next)

@@ -16,7 +16,8 @@ type Poll struct {
 	first bool // no since: such a response carries no device lists, and acknowledges nothing
 	wake  func()
 
-	number   int64 // counts the device's polls
+	asked    time.Time // when it came, by the device's clock
+	number   int64     // counts the device's polls
 	woken    bool
 	wokenAt  time.Time
 	answered bool    // the response has begun: what it carries is settled
@@ -36,13 +37,8 @@ func (a *Announcer) Begin(who freshen.Requester, cred homeserver.Credentials, si
 	p.number = d.begun
 	d.polls[p] = struct{}{}
 	d.usedAt = a.now()
-	if p.first {
-		// The answer carries nothing and may end in the same token as one that was lost with what it carried.
-		d.responses = nil
-	}
-	if d.loaded {
-		d.syncedWith(since)
-	}
+	d.arrive(since)
+	p.asked = d.moment()
 	d.mu.Unlock()
 	a.consider(d, question{})
 	return p
@@ -58,9 +54,18 @@ func (p *Poll) Owed() []Entry {
 		p.a.counters.woken(p.a.now().Sub(p.wokenAt))
 	}
 	if p.first || !p.d.loaded {
+		p.d.answers.add(0, nil, p.d.moment())
 		return nil
 	}
-	entries, _ := p.d.owed(p.a.stream, p.a.rooms.KnownSince)
+	upto := p.a.stream.position()
+	entries, unknown, held := p.d.owed(p.a.stream, p.a.rooms.KnownSince)
+	for _, one := range unknown {
+		upto = min(upto, one.Position-1)
+	}
+	for _, one := range held {
+		upto = min(upto, one.Position-1)
+	}
+	p.d.answers.add(upto, entries, p.d.moment())
 	p.carrying = entries
 	return entries
 }
@@ -75,8 +80,11 @@ func (a *Announcer) OwedSince(who freshen.Requester, since string) []Entry {
 	if !d.loaded {
 		return nil
 	}
-	d.syncedWith(since)
-	entries, _ := d.owed(a.stream, a.rooms.KnownSince)
+	d.arrive(since)
+	entries, _, held := d.owed(a.stream, a.rooms.KnownSince)
+	if len(held) > 0 {
+		a.askOthers(d)
+	}
 	return entries
 }
 
@@ -88,11 +96,15 @@ func (p *Poll) Delivered(entries []Entry, nextBatch string) {
 	}
 	p.d.mu.Lock()
 	defer p.d.mu.Unlock()
+	upto := p.a.stream.position()
 	for _, e := range entries {
 		p.d.hurried[e.Target] = max(p.d.hurried[e.Target], e.Position)
+		upto = min(upto, e.Position-1)
 	}
 	if nextBatch != "" {
-		p.d.carried(entries, p.since, nextBatch)
+		p.d.carried(entries, p.since, nextBatch, p.asked)
+	} else {
+		p.d.answers.add(upto, nil, p.d.moment())
 	}
 	p.d.owed(p.a.stream, p.a.rooms.KnownSince)
 }
@@ -104,7 +116,7 @@ func (p *Poll) End() {
 	p.d.mu.Lock()
 	delete(p.d.polls, p)
 	if !p.answered && !p.first && p.d.loaded {
-		entries, _ := p.d.owed(p.a.stream, p.a.rooms.KnownSince)
+		entries, _, _ := p.d.owed(p.a.stream, p.a.rooms.KnownSince)
 		for _, e := range entries {
 			delete(p.d.hurried, e.Target)
 		}

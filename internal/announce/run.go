@@ -19,6 +19,9 @@ func (a *Announcer) Run(ctx context.Context) {
 	for range askers {
 		wg.Go(func() { a.answer(ctx) })
 	}
+	for range askers {
+		wg.Go(func() { a.inquire(ctx) })
+	}
 	wg.Go(func() { a.loadLoop(ctx) })
 	wg.Go(func() { a.flushLoop(ctx) })
 	wg.Wait()
@@ -110,12 +113,12 @@ func (a *Announcer) loadLoop(ctx context.Context) {
 }
 
 func (a *Announcer) loadOne(ctx context.Context, d *device) error {
-	position, err := a.store.DevicePosition(ctx, d.who.UserID, d.who.DeviceID)
+	positions, err := a.positions.DevicePositions(ctx, []freshen.Requester{d.who})
 	d.mu.Lock()
 	if err != nil {
 		d.failed = true
 	} else {
-		d.settle(position)
+		d.settle(positions[0])
 	}
 	d.mu.Unlock()
 	if err == nil {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -52,8 +54,9 @@ func (a *App) openEngine(ctx context.Context) error {
 		return errors.Join(err, e.close())
 	}
 	if a.away != nil {
-		// What the homeserver announced meanwhile, nobody has watched.
+		// What the homeserver announced meanwhile, nobody has watched, nor what its answers lacked.
 		e.lists.Announced(e.lists.Users())
+		e.announcer.Unseen()(nil)
 	}
 	a.engine.Store(e)
 	a.enforce(e)
@@ -88,7 +91,7 @@ func (a *App) awaitEngine(ctx context.Context) bool {
 func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Client, fetch refresh.Fetcher, m *metrics.Metrics, allowed func(string) bool,
 	deliverTo *ownDelivery) (k overlay.Knowledge, err error) {
 	if e.store, err = store.Open(ctx, store.Config{
-		Path: cfg.Database.Path, URL: cfg.Database.URL, PerDestination: limit.Rate(cfg.Limits.PerDestination),
+		Path: cfg.Database.Path, URL: cfg.Database.URL, Name: instanceName(cfg.Listen), PerDestination: limit.Rate(cfg.Limits.PerDestination),
 		SuccessFor: cfg.Cache.Success, FailureFor: cfg.Cache.Failure, Log: e.log, Committed: m.Committed,
 	}); err != nil {
 		return k, err
@@ -136,6 +139,15 @@ func (e *engine) open(ctx context.Context, cfg *config.Config, hs *homeserver.Cl
 		return k, err
 	}
 	return overlay.Knowledge{Announcer: e.announcer, Lists: e.lists, Rooms: neighbours, Refresher: e.refresh}, nil
+}
+
+// instanceName is where this instance runs. Two cannot run there at once.
+func instanceName(listen string) string {
+	host, err := os.Hostname()
+	if err != nil || strings.HasSuffix(listen, ":0") {
+		return "" // it is not known
+	}
+	return host + " " + listen
 }
 
 // settle brings what is owed in line with this start: claims of the process before are void, where the database is for

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -16,6 +17,7 @@ import (
 
 	"freshen"
 	"freshen/internal/store"
+	"freshen/internal/store/storetest"
 )
 
 const (
@@ -87,11 +89,71 @@ func wakes(b *bench) error {
 		}
 		b.out.add(r)
 	}
+	if err := wakesOfTwo(b); err != nil {
+		return err
+	}
 	ratio := median(slower)
 	b.out.add(row{
 		name: fmt.Sprintf("the last of %d wakes, beside the last of %d answers written at once", many, many), direct: ms(median(writing)),
 		freshen: ms(median(waking)), ratio: fmt.Sprintf("%.2f×", ratio), target: "≤ 3×", met: ratio <= 3,
 	})
+	return nil
+}
+
+// wakesOfTwo measures the same for polls half of which wait at another instance than the one that announces.
+func wakesOfTwo(b *bench) error {
+	name := fmt.Sprintf("wake of %d users' polls, half at each of two instances on one Postgres: p50, p99, last", many)
+	server, err := storetest.Start(b.ctx, storetest.Options{Durable: true})
+	if errors.Is(err, storetest.ErrMissing) {
+		b.out.add(row{name: name, freshen: "there is no Postgres here"})
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	b.Cleanup(func() {
+		if err := server.Close(); err != nil {
+			b.Error(err)
+		}
+	})
+	database, err := server.CreateDatabase(b.ctx)
+	if err != nil {
+		return err
+	}
+	crowd := newWorld(b.ctx, b, many, server.URL(database), server.URL(database))
+	since := make([]int, many)
+	var here, there []time.Duration
+	for i := range wakesOfMany + 1 {
+		select {
+		case <-time.After(1500 * time.Millisecond):
+		case <-b.ctx.Done():
+			return b.ctx.Err()
+		}
+		each, err := crowd.wakeEach(since)
+		if err != nil {
+			return err
+		}
+		for user, took := range each {
+			switch {
+			case i == 0: // nobody's rooms are known
+			case user%2 == 0:
+				here = append(here, took)
+			default:
+				there = append(there, took)
+			}
+		}
+	}
+	p99 := quantile(append(here, there...), 0.99)
+	for _, part := range []struct {
+		where string
+		of    []time.Duration
+	}{{"all", append(here, there...)}, {"those at the one that announces", here}, {"those at the other", there}} {
+		r := row{name: name + "; " + part.where, freshen: fmt.Sprintf("%s, %s, %s", ms(quantile(part.of, 0.5)), ms(quantile(part.of, 0.99)), ms(quantile(part.of, 1)))}
+		if part.where == "all" {
+			r.target, r.met = "p99 ≤ 50 ms", p99 <= 50*time.Millisecond
+		}
+		b.out.add(r)
+	}
 	return nil
 }
 

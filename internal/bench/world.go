@@ -7,11 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,6 +25,7 @@ import (
 	"maunium.net/go/mautrix/id"
 
 	"freshen/internal/app"
+	"freshen/internal/config"
 	"freshen/internal/federation/fedtest"
 	"freshen/internal/homeserver/hstest"
 )
@@ -36,7 +40,8 @@ type world struct {
 	remote *fedtest.Homeserver
 	bob    id.UserID
 	dir    string
-	url    string
+	url    string   // of the first instance
+	urls   []string // of all
 	http   *http.Client
 	users  []string
 
@@ -49,8 +54,9 @@ type world struct {
 	lists    int
 }
 
-// newWorld starts freshen for so many users, who share a room with bob.
-func newWorld(ctx context.Context, tb testing.TB, users int) *world {
+// newWorld starts freshen for so many users, who share a room with bob: on a file, or an instance on each of these Postgres
+// databases, which may be the same. The users poll at them in turn.
+func newWorld(ctx context.Context, tb testing.TB, users int, databases ...*url.URL) *world {
 	tb.Helper()
 	w := &world{TB: tb, ctx: ctx, ca: fedtest.NewCA(tb), dir: tb.TempDir(), waiting: make(chan struct{}, users), release: make(chan struct{})}
 	hs := hstest.New(tb)
@@ -84,14 +90,23 @@ func newWorld(ctx context.Context, tb testing.TB, users int) *world {
 	hs.SetRoom(sharedRoom, members...)
 	cfg.Federation.CAFile = w.ca.File()
 	cfg.Federation.AllowNetworks = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
-	a, err := app.Open(ctx, cfg, quiet())
-	if err != nil {
-		tb.Fatal(err)
-	}
-	w.url = "http://" + a.Addr().String()
 	transport := &http.Transport{MaxIdleConnsPerHost: users + 8}
 	w.http = &http.Client{Transport: transport}
-	w.serve(a, transport)
+	if len(databases) == 0 {
+		databases = append(databases, nil)
+	}
+	for _, database := range databases {
+		if database != nil {
+			cfg.Database = config.Database{URL: database}
+		}
+		a, err := app.Open(ctx, cfg, quiet())
+		if err != nil {
+			tb.Fatal(err)
+		}
+		w.urls = append(w.urls, "http://"+a.Addr().String())
+		w.serve(a, transport)
+	}
+	w.url = w.urls[0]
 	return w
 }
 
@@ -165,7 +180,11 @@ type woken struct {
 
 // poll syncs and wants bob to be announced.
 func (w *world) poll(user string, since int) woken {
-	body, err := w.ask(http.MethodGet, fmt.Sprintf("%s/_matrix/client/v3/sync?timeout=30000&since=%d", w.url, since), user, http.StatusOK)
+	at := w.urls[len(w.urls)-1]
+	if n, err := strconv.Atoi(strings.TrimPrefix(user, "user")); err == nil {
+		at = w.urls[n%len(w.urls)]
+	}
+	body, err := w.ask(http.MethodGet, fmt.Sprintf("%s/_matrix/client/v3/sync?timeout=30000&since=%d", at, since), user, http.StatusOK)
 	end := woken{user: user, at: time.Now(), err: err}
 	if err != nil {
 		return end
@@ -213,7 +232,14 @@ func (w *world) ask(method, url, user string, want int) ([]byte, error) {
 
 // wake has everybody's poll wait, refreshes as the first user, and returns how long after the remote's last byte each
 // sync's last byte was there.
-func (w *world) wake(since []int) (each []time.Duration, err error) {
+func (w *world) wake(since []int) ([]time.Duration, error) {
+	each, err := w.wakeEach(since)
+	return slices.Collect(maps.Values(each)), err
+}
+
+// wakeEach is wake, by the user's number.
+func (w *world) wakeEach(since []int) (each map[int]time.Duration, err error) {
+	each = map[int]time.Duration{}
 	w.change()
 	ends := make(chan woken, len(w.users))
 	for i, user := range w.users {
@@ -230,11 +256,11 @@ func (w *world) wake(since []int) (each []time.Duration, err error) {
 		if end.err != nil {
 			return nil, end.err
 		}
-		each = append(each, end.at.Sub(w.lastByte()))
 		index, err := strconv.Atoi(strings.TrimPrefix(end.user, "user"))
 		if err != nil {
 			return nil, err
 		}
+		each[index] = end.at.Sub(w.lastByte())
 		since[index] = end.next
 	}
 	return each, nil

@@ -48,6 +48,8 @@ type syncExchange struct {
 	learn  bool // whether its answer has e2ee all the same
 	who    *homeserver.Identity
 	poll   *announce.Poll
+	whose  func(*freshen.Requester) // to be called once that is known; nil if the answer has not begun without
+	nobody bool                     // it is not known, and will not be
 	ended  bool
 	abort  func() // abandons the homeserver's long poll; nil unless one is waiting
 	hasten bool   // hurrying was asked for
@@ -82,17 +84,49 @@ func (p *Proxy) serveExchange(w http.ResponseWriter, r *http.Request, cred homes
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	x.ctx = ctx
-	// Whose token it is, is asked while the homeserver answers and never before.
+	// Whose token it is, is asked while the homeserver answers and never before. Once it has been asked, the answer is
+	// awaited, since it may have to be known whose an answer was that went out meanwhile.
 	go func() {
-		if who, err := p.cfg.Who.Identify(ctx, cred); err == nil {
-			select {
-			case <-p.learnt:
-				x.begin(p.knowledge.Load(), who, cred)
-			case <-ctx.Done():
-			}
+		who, err := p.cfg.Who.Identify(context.WithoutCancel(ctx), cred)
+		if err != nil {
+			x.identified(nil)
+			return
+		}
+		select {
+		case <-p.learnt:
+			x.begin(p.knowledge.Load(), who, cred)
+		case <-ctx.Done():
+			x.identified(&who)
 		}
 	}()
 	p.pass(w, r, x)
+}
+
+// identified tells whose an answer was that has begun before that was known; nil if it will not be.
+func (x *syncExchange) identified(who *homeserver.Identity) {
+	x.mu.Lock()
+	whose := x.whose
+	x.who, x.nobody, x.whose = who, who == nil, nil
+	x.mu.Unlock()
+	switch {
+	case whose == nil:
+	case who == nil:
+		whose(nil)
+	default:
+		whose(&freshen.Requester{UserID: who.UserID, DeviceID: who.DeviceID})
+	}
+}
+
+// unseen is called when the answer begins before its poll does.
+func (x *syncExchange) unseen(k *Knowledge) {
+	whose := k.Announcer.Unseen()
+	x.mu.Lock()
+	who, nobody := x.who, x.nobody
+	x.whose = whose
+	x.mu.Unlock()
+	if who != nil || nobody {
+		x.identified(who)
+	}
 }
 
 // begin registers the poll once it is known whose it is, and what there is to be told.
@@ -102,9 +136,9 @@ func (x *syncExchange) begin(k *Knowledge, who homeserver.Identity, cred homeser
 	if x.sliding != nil {
 		listens, learn = x.p.sticky.listens(device, x.sliding)
 	}
+	x.identified(&who)
 	x.mu.Lock()
 	ended := x.ended
-	x.who = &who
 	x.deaf, x.learn = !listens, learn
 	x.mu.Unlock()
 	if ended || !listens {
@@ -282,8 +316,11 @@ func (x *syncExchange) edit(resp *http.Response) error {
 	poll, who, deaf, learn := x.poll, x.who, x.deaf, x.learn
 	x.mu.Unlock()
 	var entries []announce.Entry
-	if poll != nil {
+	switch {
+	case poll != nil:
 		entries = poll.Owed()
+	case !deaf:
+		x.unseen(k)
 	}
 	watch := (!deaf || learn) && k.mayBeAnnounced(who)
 	if len(entries) == 0 && !watch && !learn {

@@ -41,7 +41,11 @@ func TestNothingOwedIsNotParsed(t *testing.T) {
 	}
 	known := rooms.New(client, "hs.test", time.Now, nil)
 	p := New(Config{Homeserver: hs.URL(), Who: client, Log: log, Now: time.Now})
-	p.Learn(Knowledge{Lists: lists, Rooms: known})
+	idle, err := announce.Open(t.Context(), db, known, log, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.Learn(Knowledge{Announcer: idle, Lists: lists, Rooms: known})
 	t.Cleanup(p.Close)
 
 	edited := func(poll *announce.Poll) bool {

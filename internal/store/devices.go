@@ -95,7 +95,7 @@ func (t *tx) savePosition(ctx context.Context, p DevicePosition) error {
 // Prune forgets announcements, requesters, device positions, retired lists, outcomes of fetches and what the homeserver
 // was not brought to, where they are older than before.
 func (s *Store) Prune(ctx context.Context, before time.Time) error {
-	if err := s.pruneFetches(ctx, before); err != nil {
+	if err := s.pruneShared(ctx, before); err != nil {
 		return err
 	}
 	return s.update(ctx, func(ctx context.Context, t *tx) error {

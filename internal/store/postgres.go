@@ -126,10 +126,14 @@ func (s *Store) openPostgres(ctx context.Context, cfg Config) error {
 	listener := config.Copy()
 	listener.RuntimeParams["application_name"] += " (listens)"
 	s.sharing = &sharing{
-		instance: rand.Text(), successFor: cfg.SuccessFor, failureFor: cfg.FailureFor,
+		instance: rand.Text(), name: cfg.Name, successFor: cfg.SuccessFor, failureFor: cfg.FailureFor,
 		listener: listener, later: make(chan struct{}, 1),
 	}
 	s.sharing.rate.Store(&cfg.PerDestination)
+	if err := s.join(ctx); err != nil {
+		s.sharing = nil
+		return server.cannotOpen(err)
+	}
 	s.sharing.start(s)
 	return nil
 }

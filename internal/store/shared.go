@@ -210,8 +210,8 @@ func (t *tx) putRate(ctx context.Context, destination string, whole time.Time) e
 	return err
 }
 
-// pruneFetches forgets what the instances told each other about fetches. It waits for nobody; see [Store.apart].
-func (s *Store) pruneFetches(ctx context.Context, before time.Time) error {
+// pruneShared forgets what the instances told each other about fetches, and those that are gone. It waits for nobody; see [Store.apart].
+func (s *Store) pruneShared(ctx context.Context, before time.Time) error {
 	if s.sharing == nil {
 		return nil
 	}
@@ -220,8 +220,11 @@ func (s *Store) pruneFetches(ctx context.Context, before time.Time) error {
 			(SELECT target FROM fetches WHERE lease_end < $1 AND ended_at < $1`+t.dialect.skip+`)`, millis(before)); err != nil {
 			return err
 		}
-		_, err := t.exec(ctx, `DELETE FROM rates WHERE destination IN
-			(SELECT destination FROM rates WHERE whole_at < $1`+t.dialect.skip+`)`, before.UnixNano())
+		if _, err := t.exec(ctx, `DELETE FROM rates WHERE destination IN
+			(SELECT destination FROM rates WHERE whole_at < $1`+t.dialect.skip+`)`, before.UnixNano()); err != nil {
+			return err
+		}
+		_, err := t.exec(ctx, `DELETE FROM instances WHERE beat_at < clock_timestamp() - $1 * interval '1 second'`, rememberFor.Seconds())
 		return err
 	})
 }

@@ -24,8 +24,10 @@ func (s *Store) Shared() bool { return s.sharing != nil }
 // sharing is what an instance does because there may be others.
 type sharing struct {
 	instance               string // names it in fetches
+	name                   string // where it runs; see Config
 	rate                   atomic.Pointer[limit.Rate]
 	successFor, failureFor time.Duration
+	asking                 asking
 
 	listener *pgx.ConnConfig
 	later    chan struct{}
@@ -54,6 +56,7 @@ func (sh *sharing) start(s *Store) {
 	sh.stop = func() {
 		cancel()
 		<-done
+		s.leave()
 	}
 }
 
@@ -99,32 +102,43 @@ func (s *Store) listenOnce(ctx context.Context, connected func()) (err error) {
 		defer cancel()
 		_ = conn.Close(closing)
 	}()
-	if err := s.ask(ctx, conn, `LISTEN freshen`); err != nil {
+	if err := s.exec(ctx, conn, `LISTEN freshen; LISTEN `+askChannel+`; LISTEN `+answerChannel); err != nil {
 		return err
 	}
 	connected()
-	for {
-		if err := s.hear(ctx); err != nil {
-			return err
+	s.sharing.asking.listening.Store(true)
+	defer s.sharing.asking.listening.Store(false)
+	var beat time.Time
+	for news := true; ; {
+		if news {
+			if err := s.hear(ctx); err != nil {
+				return err
+			}
+		}
+		if time.Since(beat) >= hearEvery { // a connection that was cut does not say so
+			if err := s.exec(ctx, conn, joinInstances, s.sharing.instance, s.sharing.name); err != nil {
+				return err
+			}
+			beat = time.Now()
 		}
 		waiting, cancel := context.WithTimeout(ctx, hearEvery)
-		_, err := conn.WaitForNotification(waiting)
+		notification, err := conn.WaitForNotification(waiting)
 		cancel()
 		switch {
 		case err == nil:
-		case ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded):
+			news, err = s.notified(ctx, conn, notification)
+		case ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):
+			news, err = true, nil
+		}
+		if err != nil {
 			return err
-		default: // a connection that was cut does not say so
-			if err := s.ask(ctx, conn, `SELECT 1`); err != nil {
-				return err
-			}
 		}
 	}
 }
 
-func (s *Store) ask(ctx context.Context, conn *pgx.Conn, query string) error {
+func (s *Store) exec(ctx context.Context, conn *pgx.Conn, query string, args ...any) error {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
-	_, err := conn.Exec(ctx, query)
+	_, err := conn.Exec(ctx, query, args...)
 	return err
 }

@@ -83,6 +83,9 @@ type Config struct {
 	Path string
 	// URL is a Postgres database, in place of Path.
 	URL *url.URL
+	// Name is where this instance runs, if no other can run there while it does: one that did, and did not close the
+	// database, is known to be dead. "" if that is not known.
+	Name string
 	// PerDestination limits the fetches from one server, over all instances of freshen.
 	PerDestination limit.Rate
 	// SuccessFor and FailureFor are how long the outcome of one instance's fetch answers for the others.

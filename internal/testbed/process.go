@@ -116,6 +116,9 @@ func (p *Process) Signal(signal os.Signal) error {
 	return nil
 }
 
+// PID is the number of the process.
+func (p *Process) PID() int { return p.cmd.Process.Pid }
+
 // Done is closed when the program has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
