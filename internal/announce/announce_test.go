@@ -66,6 +66,23 @@ func TestAStandingTokenAcknowledgesAfterThreeCarries(t *testing.T) {
 	w.expect(d.begin("s0").answer("s0"), "", "after three carries")
 }
 
+// A device may sync over two connections, such as an app and its notifications, whose tokens both stand still: that they take
+// turns does not make it be told more often.
+func TestTwoStandingTokensAreCountedEach(t *testing.T) {
+	w := newWorld(t, hstest.MutualNone)
+	together(w)
+	d := w.device(alice, "PHONE")
+	d.begin("s0").answer("s0")
+	d.begin("x0").answer("x0")
+	w.announce(bob)
+	for range 2 {
+		w.expect(d.begin("s0").answer("s0"), string(bob), "under the one token")
+		w.expect(d.begin("x0").answer("x0"), string(bob), "under the other token")
+	}
+	w.expect(d.begin("s0").answer("s0"), string(bob), "the third time under the one token")
+	w.expect(d.begin("x0").answer("x0"), "", "after three carries under one of them")
+}
+
 // Two responses that end in one token (a broken connection, a second tab): what only the lost one carried is not heard.
 func TestAnAmbiguousTokenAcknowledgesWhatBothCarried(t *testing.T) {
 	w := newWorld(t, hstest.MutualStable)

@@ -60,7 +60,7 @@ type Announcer struct {
 
 	counters counters
 
-	unseen unseen
+	unseen unseens
 
 	mu      sync.Mutex
 	devices map[freshen.Requester]*device
@@ -103,50 +103,6 @@ func Open(ctx context.Context, s *store.Store, r *rooms.Rooms, log *slog.Logger,
 		s.OnAsked(a.Answer)
 	}
 	return a, nil
-}
-
-// unseen are the answers of which it was not known, when they began, whose they are.
-type unseen struct {
-	mu   sync.Mutex
-	open map[*time.Time]struct{} // when they began
-	lost time.Time               // when the last began of which it will never be known
-}
-
-// Unseen records that an answer to a sync begins without anything having been told by it: what it lacked, its client may
-// still have to hear. whose must be called once it is known whose it is, or with nil if that will not be.
-func (a *Announcer) Unseen() (whose func(*freshen.Requester)) {
-	began := a.now()
-	a.unseen.mu.Lock()
-	defer a.unseen.mu.Unlock()
-	if a.unseen.open == nil {
-		a.unseen.open = map[*time.Time]struct{}{}
-	}
-	a.unseen.open[&began] = struct{}{}
-	return func(who *freshen.Requester) {
-		if who != nil {
-			d := a.device(*who)
-			d.mu.Lock()
-			d.answers.add(0, nil, began)
-			d.mu.Unlock()
-		}
-		a.unseen.mu.Lock()
-		defer a.unseen.mu.Unlock()
-		delete(a.unseen.open, &began)
-		if who == nil {
-			a.unseen.lost = later(a.unseen.lost, began)
-		}
-	}
-}
-
-// unnoticed is up to when answers were given of which nothing is known, to whomever.
-func (a *Announcer) unnoticed() time.Time {
-	a.unseen.mu.Lock()
-	defer a.unseen.mu.Unlock()
-	last := a.unseen.lost
-	for began := range a.unseen.open {
-		last = later(last, *began)
-	}
-	return last
 }
 
 // forgotten is up to when nothing is known of the answers to a device that is not in memory.

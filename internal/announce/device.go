@@ -15,6 +15,8 @@ import (
 const (
 	// maxResponses is how many responses of one device are remembered, to recognise their next_batch.
 	maxResponses = 8
+	// maxCarries is how many counts of that are kept of one device; past it they begin anew.
+	maxCarries = 1000
 	// enoughCarries is how often an announcement is carried under a token that never moves.
 	enoughCarries = 3
 )
@@ -24,7 +26,7 @@ type device struct {
 	who    freshen.Requester
 	shared bool // it may come to other instances as well
 	clock  func() time.Time
-	unseen func() time.Time // until when answers of which nothing is known were given to anybody
+	unseen func(token) time.Time // until when answers that may have ended in it were given to nobody knows whom
 
 	mu     sync.Mutex
 	loaded bool
@@ -37,7 +39,7 @@ type device struct {
 	// what a lost response carried is carried again whatever has been forgotten about rooms.
 	relevant  map[id.UserID]int64
 	responses []response
-	carries   map[id.UserID]carry
+	carries   map[under]carry
 	answers   answers
 	// Where others share the database: the last tokens that it came with; the positions of single targets that others say
 	// they have brought; whether they are being asked, and since when an announcement is held back for that.
@@ -61,17 +63,22 @@ type Entry struct {
 	Position int64     `json:"p"`
 }
 
-// carry counts how often an announcement was carried under one token.
+// under is a target and a token that stood still.
+type under struct {
+	target id.UserID
+	token  token
+}
+
+// carry counts how often an announcement was carried under one token. Two connections of a device have two.
 type carry struct {
 	position int64
-	token    token
 	times    int
 }
 
 func (a *Announcer) newDevice(who freshen.Requester) *device {
 	return &device{
 		who: who, shared: a.others != nil, clock: a.now, unseen: a.unnoticed, answers: answers{horizon: a.forgotten()}, brought: map[id.UserID]int64{},
-		above: map[id.UserID]int64{}, relevant: map[id.UserID]int64{}, carries: map[id.UserID]carry{},
+		above: map[id.UserID]int64{}, relevant: map[id.UserID]int64{}, carries: map[under]carry{},
 		hurried: map[id.UserID]int64{}, polls: map[*Poll]struct{}{},
 	}
 }
@@ -166,14 +173,14 @@ func (d *device) forget() {
 	maps.DeleteFunc(d.relevant, covered)
 	maps.DeleteFunc(d.hurried, covered)
 	maps.DeleteFunc(d.brought, covered)
-	maps.DeleteFunc(d.carries, func(target id.UserID, c carry) bool { return covered(target, c.position) })
+	maps.DeleteFunc(d.carries, func(at under, c carry) bool { return covered(at.target, c.position) })
 }
 
 func (d *device) ack(target id.UserID, position int64) {
 	if position > d.floor && position > d.above[target] {
 		d.above[target] = position
 		d.dirty = true
-		delete(d.carries, target)
+		maps.DeleteFunc(d.carries, func(at under, c carry) bool { return at.target == target && c.position <= position })
 	}
 }
 
@@ -185,7 +192,7 @@ func (d *device) arrive(since string) {
 	}
 	a := arrival{token: tokenOf(since), at: d.moment()}
 	if !d.shared {
-		d.take(a, []hearsay{{answers: answers{horizon: d.unseen()}}})
+		d.take(a, []hearsay{{answers: answers{horizon: d.unseen(a.token)}}})
 		return
 	}
 	if len(d.arrivals) == maxResponses {
@@ -213,12 +220,16 @@ func (d *device) carried(entries []Entry, since, nextBatch string, asked time.Ti
 	next := tokenOf(nextBatch)
 	if nextBatch == since {
 		for _, e := range entries {
-			c := d.carries[e.Target]
-			if c.position != e.Position || c.token != next {
-				c = carry{position: e.Position, token: next}
+			at := under{e.Target, next}
+			c := d.carries[at]
+			if c.position != e.Position {
+				c = carry{position: e.Position}
 			}
 			c.times++
-			d.carries[e.Target] = c
+			if len(d.carries) >= maxCarries {
+				clear(d.carries)
+			}
+			d.carries[at] = c
 			if c.times >= enoughCarries {
 				d.ack(e.Target, e.Position)
 			}

@@ -33,18 +33,23 @@ type answer struct {
 	upto       int64
 	but        []int64
 	at, latest time.Time
+	token      token // that it ended in; 0 if it was not looked at
 }
 
-func (a *answers) add(upto int64, carried []Entry, at time.Time) {
-	if len(a.given) == maxAnswers {
-		a.horizon = later(a.horizon, a.given[0].latest)
-		a.given = slices.Delete(a.given, 0, 1)
-	}
+func (a *answers) gave(upto int64, carried []Entry, at time.Time) {
 	given := answer{upto: upto, at: at, latest: at}
 	for _, e := range carried {
 		if e.Position > upto {
 			given.but = append(given.but, e.Position)
 		}
+	}
+	a.add(given)
+}
+
+func (a *answers) add(given answer) {
+	if len(a.given) == maxAnswers {
+		a.horizon = later(a.horizon, a.given[0].latest)
+		a.given = slices.Delete(a.given, 0, 1)
 	}
 	a.given = append(a.given, given)
 }
@@ -53,11 +58,11 @@ func (g *answer) lacked(position int64) bool {
 	return g.upto < position && !slices.Contains(g.but, position)
 }
 
-// lacked says whether an answer may have lacked position which the device can have got once it had made the request
-// that came at asked, and before it made the one that came at arrived.
-func (a *answers) lacked(position int64, asked, arrived time.Time) bool {
+// lacked says whether an answer that may have ended in t may have lacked position which the device can have got once it had
+// made the request that came at asked, and before it made the one that came at arrived.
+func (a *answers) lacked(t token, position int64, asked, arrived time.Time) bool {
 	return !a.horizon.Before(asked) || slices.ContainsFunc(a.given, func(g answer) bool {
-		return g.lacked(position) && !g.latest.Before(asked) && !g.at.After(arrived)
+		return g.lacked(position) && (g.token == 0 || g.token == t) && !g.latest.Before(asked) && !g.at.After(arrived)
 	})
 }
 
@@ -82,7 +87,7 @@ type response struct {
 type hearsay struct {
 	acked     []Entry
 	responses []response
-	carries   map[id.UserID]carry
+	carries   map[under]carry
 	answers   answers
 }
 
@@ -120,7 +125,7 @@ func (d *device) proven(a arrival, others []hearsay) map[id.UserID]int64 {
 				continue
 			}
 			carried[e.Target] = min(position, e.Position)
-			sure[e.Target] = sure[e.Target] || !slices.Contains(r.doubted, e.Target) && !d.lacked(e.Position, r.asked, a.at, from, others)
+			sure[e.Target] = sure[e.Target] || !slices.Contains(r.doubted, e.Target) && !d.lacked(a.token, e.Position, r.asked, a.at, from, others)
 		}
 		all = carried
 	}
@@ -137,12 +142,12 @@ func (d *device) proven(a arrival, others []hearsay) map[id.UserID]int64 {
 }
 
 // lacked asks all instances but the one that gave the response, whose own are in doubted; -1 is this one.
-func (d *device) lacked(position int64, asked, arrived time.Time, from int, others []hearsay) bool {
-	if d.answers.lacked(position, asked, arrived) {
+func (d *device) lacked(t token, position int64, asked, arrived time.Time, from int, others []hearsay) bool {
+	if d.answers.lacked(t, position, asked, arrived) {
 		return true
 	}
 	for i := range others {
-		if i != from && others[i].answers.lacked(position, asked, arrived) {
+		if i != from && others[i].answers.lacked(t, position, asked, arrived) {
 			return true
 		}
 	}

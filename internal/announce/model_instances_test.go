@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -54,7 +53,7 @@ type roamer struct {
 	acked   map[id.UserID]int64 // for certain, and known to all
 	carried map[id.UserID]int64 // by any answer
 	last    *given              // the answer that the token is from; nil if another may have ended in it
-	stands  map[id.UserID]standing
+	stands  map[under]standing
 	ended   map[ending]int64 // what all responses that ended in a token have carried
 	// brought: what answers of each instance have carried since the last poll there that was not answered.
 	brought [2]map[id.UserID]int64
@@ -177,7 +176,7 @@ func (m *pairOf) begin(path string) {
 	for _, user := range []id.UserID{alice} { // one, so that what happens to it is not spread over several
 		m.clients = append(m.clients, &roamer{
 			who: freshen.Requester{UserID: user, DeviceID: "PHONE"}, token: 1, told: map[id.UserID]int64{}, queried: map[id.UserID]int64{},
-			acked: map[id.UserID]int64{}, carried: map[id.UserID]int64{}, stands: map[id.UserID]standing{},
+			acked: map[id.UserID]int64{}, carried: map[id.UserID]int64{}, stands: map[under]standing{},
 			ended: map[ending]int64{}, brought: [2]map[id.UserID]int64{{}, {}},
 		})
 	}
@@ -296,9 +295,10 @@ func (m *pairOf) respond(c *roamer, p *roamerPoll) (carried map[id.UserID]int64,
 		anew = anew || carried[target] > c.brought[p.at.n][target]
 		c.brought[p.at.n][target] = max(c.brought[p.at.n][target], carried[target])
 		if carried[target] > 0 && next == p.since {
-			s := c.stands[target]
-			if s.position != carried[target] || s.token != strconv.Itoa(next) {
-				s = standing{position: carried[target], token: strconv.Itoa(next)}
+			at := under{target, fmt.Sprint("t", next)}
+			s := c.stands[at]
+			if s.position != carried[target] {
+				s = standing{position: carried[target]}
 			}
 			if s.times++; s.times > 3 && m.healthy() && m.buried.IsZero() {
 				m.t.Fatalf("%v is told of %s a fourth time under the token t%d", c.who, target, next)
@@ -306,7 +306,7 @@ func (m *pairOf) respond(c *roamer, p *roamerPoll) (carried map[id.UserID]int64,
 			if !m.healthy() {
 				s.times = -1000
 			}
-			c.stands[target] = s
+			c.stands[at] = s
 		}
 	}
 	if woken > 0 && !anew && p.alone && !p.asked {
@@ -319,8 +319,12 @@ func (m *pairOf) respond(c *roamer, p *roamerPoll) (carried map[id.UserID]int64,
 
 // stoodThrice: by the contract, three responses under a token that stands still count as heard, also if all got lost.
 func (m *pairOf) stoodThrice(c *roamer, target id.UserID, head int64) bool {
-	s := c.stands[target]
-	return s.position == head && (s.times >= 3 || s.times < 0)
+	for at, s := range c.stands {
+		if at.target == target && s.position == head && (s.times >= 3 || s.times < 0) {
+			return true
+		}
+	}
+	return false
 }
 
 // giveUp lets the client forget a poll that the instance goes on to answer.
@@ -349,18 +353,42 @@ func (m *pairOf) unseen() {
 	if c.open != nil {
 		return
 	}
-	i := m.instance()
-	whose := i.announcer.Unseen()
-	known := rapid.Bool().Draw(m.t, "known in the end")
-	if rapid.Bool().Draw(m.t, "arrives") && rapid.Bool().Draw(m.t, "token moves") {
-		c.token++
+	unseen := m.instance().announcer.Unseen()
+	var who *freshen.Requester
+	if rapid.Bool().Draw(m.t, "known in the end") {
+		who = &c.who
 	}
-	c.last = nil
-	if known {
-		whose(&c.who)
+	early := rapid.Bool().Draw(m.t, "known early")
+	if early {
+		unseen.Whose(who)
+	}
+	if rapid.Bool().Draw(m.t, "goes out whole") {
+		m.wentOut(c, unseen, who != nil)
+	}
+	if !early {
+		unseen.Whose(who)
+	}
+}
+
+func (m *pairOf) wentOut(c *roamer, unseen *announce.Unseen, known bool) {
+	next := c.token
+	if rapid.Bool().Draw(m.t, "token moves") {
+		next++
+	}
+	for _, target := range []id.UserID{bob, dave} {
+		c.ended[ending{next, target}] = 0
+	}
+	if rapid.Bool().Draw(m.t, "token is seen") {
+		unseen.Ended(fmt.Sprint("t", next))
 	} else {
-		whose(nil)
-		m.doubt()
+		unseen.Ended("")
+		c.last = nil
+		if !known {
+			m.doubt()
+		}
+	}
+	if next != c.token && rapid.Bool().Draw(m.t, "arrives") {
+		c.token, c.last = next, nil
 	}
 }
 

@@ -49,8 +49,8 @@ type client struct {
 	told, queried map[id.UserID]int64
 	// acked is what freshen knows to be told in this life; saved is that of the last flush.
 	acked, saved map[id.UserID]int64
-	// standing counts, for each target, the carries of a position under a token that did not move.
-	standing map[id.UserID]standing
+	// standing counts the carries of a position under a token that did not move.
+	standing map[under]standing
 	// sent are the responses of this life that moved the token, by the token.
 	sent map[string][]map[id.UserID]int64
 	// hurried is what responses that went out have brought in this life.
@@ -58,9 +58,13 @@ type client struct {
 	idle    string // the token that the homeserver gave for the same since last, if nothing has happened since
 }
 
+type under struct {
+	target id.UserID
+	token  string
+}
+
 type standing struct {
 	position int64
-	token    string
 	times    int
 }
 
@@ -119,7 +123,7 @@ func (m *model) token() string {
 func (m *model) forget() {
 	for _, c := range m.clients {
 		c.acked = maps.Clone(c.saved)
-		c.standing, c.sent, c.hurried = map[id.UserID]standing{}, map[string][]map[id.UserID]int64{}, map[id.UserID]int64{}
+		c.standing, c.sent, c.hurried = map[under]standing{}, map[string][]map[id.UserID]int64{}, map[id.UserID]int64{}
 		c.open = nil
 	}
 }
@@ -291,12 +295,12 @@ func (m *model) sent(c *client, carried map[id.UserID]int64, next string) {
 		return
 	}
 	for target, position := range carried {
-		s := c.standing[target]
-		if s.position != position || s.token != next {
-			s = standing{position, next, 0}
+		s := c.standing[under{target, next}]
+		if s.position != position {
+			s = standing{position, 0}
 		}
 		s.times++
-		c.standing[target] = s
+		c.standing[under{target, next}] = s
 		if s.times == 3 {
 			c.ack(target, position)
 			c.told[target] = max(c.told[target], position) // taken for told, by the contract

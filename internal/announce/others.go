@@ -67,6 +67,8 @@ type replyAnswer struct {
 	Upto int64         `json:"u"`
 	But  []int64       `json:"b,omitempty"`
 	Age  time.Duration `json:"s"`
+	// Token is 0 if it is not known, as it mostly is not.
+	Token token `json:"t,omitempty"`
 }
 
 // held says whether an announcement may have reached the device through another instance, or been acknowledged there,
@@ -222,7 +224,7 @@ func (r *reply) heard(owed []Entry, began, now time.Time) hearsay {
 		}
 		return owed[i]
 	}
-	h := hearsay{carries: map[id.UserID]carry{}, answers: answers{horizon: now.Add(-time.Duration(r.Horizon))}}
+	h := hearsay{carries: map[under]carry{}, answers: answers{horizon: now.Add(-time.Duration(r.Horizon))}}
 	if r.Horizon < 0 {
 		h.answers.horizon = time.Time{}
 	}
@@ -240,10 +242,11 @@ func (r *reply) heard(owed []Entry, began, now time.Time) hearsay {
 		h.responses = append(h.responses, response)
 	}
 	for _, c := range r.Carries {
-		h.carries[entry(c.Index).Target] = carry{entry(c.Index).Position, c.Token, c.Times}
+		at := under{entry(c.Index).Target, c.Token}
+		h.carries[at] = carry{max(h.carries[at].position, entry(c.Index).Position), c.Times}
 	}
 	for _, one := range r.Answers {
-		h.answers.given = append(h.answers.given, answer{one.Upto, one.But, began.Add(-one.Age), now.Add(-one.Age)})
+		h.answers.given = append(h.answers.given, answer{one.Upto, one.But, began.Add(-one.Age), now.Add(-one.Age), one.Token})
 	}
 	return h
 }
@@ -256,10 +259,9 @@ func (a *Announcer) learn(d *device, asked arrival, position *store.DevicePositi
 	if position != nil && d.loaded {
 		d.settle(*position)
 	}
-	heard = append(heard, hearsay{answers: answers{horizon: later(blind, a.unnoticed())}})
 	for i := range d.arrivals {
 		if one := &d.arrivals[i]; !one.at.After(asked.at) {
-			d.take(*one, heard)
+			d.take(*one, append(heard, hearsay{answers: answers{horizon: later(blind, a.unnoticed(one.token))}}))
 			if asked.upto >= one.upto {
 				one.upto, one.but = asked.upto, asked.but
 			}
@@ -269,9 +271,9 @@ func (a *Announcer) learn(d *device, asked arrival, position *store.DevicePositi
 		for _, e := range h.acked {
 			d.ack(e.Target, e.Position)
 		}
-		for target, c := range h.carries {
-			d.counted(target, c, heard)
-			d.hasBrought(Entry{target, c.position})
+		for at, c := range h.carries {
+			d.counted(at, c.position, heard)
+			d.hasBrought(Entry{at.target, c.position})
 		}
 		for _, r := range h.responses {
 			for _, e := range r.entries {
@@ -284,18 +286,18 @@ func (a *Announcer) learn(d *device, asked arrival, position *store.DevicePositi
 }
 
 // counted acknowledges what was carried often enough under a token that stands still, by all instances together.
-func (d *device) counted(target id.UserID, c carry, heard []hearsay) {
+func (d *device) counted(at under, position int64, heard []hearsay) {
 	times := 0
-	if own := d.carries[target]; own.position >= c.position && own.token == c.token {
+	if own := d.carries[at]; own.position >= position {
 		times += own.times
 	}
 	for _, h := range heard {
-		if other := h.carries[target]; other.position >= c.position && other.token == c.token {
+		if other := h.carries[at]; other.position >= position {
 			times += other.times
 		}
 	}
 	if times >= enoughCarries {
-		d.ack(target, c.position)
+		d.ack(at.target, position)
 	}
 }
 
@@ -329,11 +331,11 @@ func (a *Announcer) knows(one about) (r reply) {
 	d := a.devices[freshen.Requester{UserID: one.User, DeviceID: one.Device}]
 	a.mu.Unlock()
 	now := a.now()
-	horizon := later(a.forgotten(), a.unnoticed())
+	horizon := later(a.forgotten(), a.unnoticed(0))
 	if d != nil {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		horizon = later(d.answers.horizon, a.unnoticed())
+		horizon = later(d.answers.horizon, a.unnoticed(0))
 	}
 	r.Horizon = -1
 	if !horizon.IsZero() {
@@ -348,8 +350,10 @@ func (a *Announcer) knows(one about) (r reply) {
 		if e.Position <= max(d.floor, d.above[e.Target]) {
 			r.Acked = append(r.Acked, i)
 		}
-		if c := d.carries[e.Target]; c.position >= e.Position {
-			r.Carries = append(r.Carries, replyCarry{i, c.token, c.times})
+		for at, c := range d.carries {
+			if at.target == e.Target && c.position >= e.Position {
+				r.Carries = append(r.Carries, replyCarry{i, at.token, c.times})
+			}
 		}
 	}
 	for _, response := range d.responses {
@@ -358,7 +362,7 @@ func (a *Announcer) knows(one about) (r reply) {
 			for _, carried := range response.entries {
 				if carried.Target == e.Target && carried.Position >= e.Position {
 					told.Carried = append(told.Carried, i)
-					if !horizon.Before(response.asked) || d.answers.lacked(e.Position, response.asked, now) {
+					if !horizon.Before(response.asked) || d.answers.lacked(response.nextBatch, e.Position, response.asked, now) {
 						told.Doubted = append(told.Doubted, i)
 					}
 				}
@@ -368,7 +372,7 @@ func (a *Announcer) knows(one about) (r reply) {
 	}
 	for _, given := range d.answers.given {
 		if given.upto < newest {
-			r.Answers = append(r.Answers, replyAnswer{given.upto, given.but, max(0, now.Sub(given.at))})
+			r.Answers = append(r.Answers, replyAnswer{given.upto, given.but, max(0, now.Sub(given.at)), given.token})
 		}
 	}
 	return r

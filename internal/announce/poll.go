@@ -54,7 +54,7 @@ func (p *Poll) Owed() []Entry {
 		p.a.counters.woken(p.a.now().Sub(p.wokenAt))
 	}
 	if p.first || !p.d.loaded {
-		p.d.answers.add(0, nil, p.d.moment())
+		p.d.answers.gave(0, nil, p.d.moment())
 		return nil
 	}
 	upto := p.a.stream.position()
@@ -65,7 +65,7 @@ func (p *Poll) Owed() []Entry {
 	for _, one := range held {
 		upto = min(upto, one.Position-1)
 	}
-	p.d.answers.add(upto, entries, p.d.moment())
+	p.d.answers.gave(upto, entries, p.d.moment())
 	p.carrying = entries
 	return entries
 }
@@ -104,7 +104,7 @@ func (p *Poll) Delivered(entries []Entry, nextBatch string) {
 	if nextBatch != "" {
 		p.d.carried(entries, p.since, nextBatch, p.asked)
 	} else {
-		p.d.answers.add(upto, nil, p.d.moment())
+		p.d.answers.gave(upto, nil, p.d.moment())
 	}
 	p.d.owed(p.a.stream, p.a.rooms.KnownSince)
 }

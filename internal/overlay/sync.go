@@ -48,8 +48,8 @@ type syncExchange struct {
 	learn  bool // whether its answer has e2ee all the same
 	who    *homeserver.Identity
 	poll   *announce.Poll
-	whose  func(*freshen.Requester) // to be called once that is known; nil if the answer has not begun without
-	nobody bool                     // it is not known, and will not be
+	unseen *announce.Unseen // the answer, if it has begun before that was known
+	nobody bool             // it is not known, and will not be
 	ended  bool
 	abort  func() // abandons the homeserver's long poll; nil unless one is waiting
 	hasten bool   // hurrying was asked for
@@ -105,28 +105,30 @@ func (p *Proxy) serveExchange(w http.ResponseWriter, r *http.Request, cred homes
 // identified tells whose an answer was that has begun before that was known; nil if it will not be.
 func (x *syncExchange) identified(who *homeserver.Identity) {
 	x.mu.Lock()
-	whose := x.whose
-	x.who, x.nobody, x.whose = who, who == nil, nil
+	x.who, x.nobody = who, who == nil
+	unseen := x.unseen
 	x.mu.Unlock()
-	switch {
-	case whose == nil:
-	case who == nil:
-		whose(nil)
-	default:
-		whose(&freshen.Requester{UserID: who.UserID, DeviceID: who.DeviceID})
+	if unseen == nil {
+		return
+	}
+	if who == nil {
+		unseen.Whose(nil)
+	} else {
+		unseen.Whose(&freshen.Requester{UserID: who.UserID, DeviceID: who.DeviceID})
 	}
 }
 
-// unseen is called when the answer begins before its poll does.
-func (x *syncExchange) unseen(k *Knowledge) {
-	whose := k.Announcer.Unseen()
+// begins is called when the answer begins before its poll does.
+func (x *syncExchange) begins(k *Knowledge) *announce.Unseen {
+	unseen := k.Announcer.Unseen()
 	x.mu.Lock()
+	x.unseen = unseen
 	who, nobody := x.who, x.nobody
-	x.whose = whose
 	x.mu.Unlock()
 	if who != nil || nobody {
 		x.identified(who)
 	}
+	return unseen
 }
 
 // begin registers the poll once it is known whose it is, and what there is to be told.
@@ -316,19 +318,23 @@ func (x *syncExchange) edit(resp *http.Response) error {
 	poll, who, deaf, learn := x.poll, x.who, x.deaf, x.learn
 	x.mu.Unlock()
 	var entries []announce.Entry
+	var unseen *announce.Unseen // its token is watched for
 	switch {
 	case poll != nil:
 		entries = poll.Owed()
 	case !deaf:
-		x.unseen(k)
+		unseen = x.begins(k)
 	}
 	watch := (!deaf || learn) && k.mayBeAnnounced(who)
-	if len(entries) == 0 && !watch && !learn {
+	if len(entries) == 0 && !watch && !learn && unseen == nil {
 		return nil
 	}
 	if !decode(resp) {
-		if len(entries) > 0 { // they stay owed, but must not hurry the client round and round
+		switch {
+		case len(entries) > 0: // they stay owed, but must not hurry the client round and round
 			resp.Body = &deliveredBody{Reader: resp.Body, Closer: resp.Body, delivered: func() { x.delivered(poll, entries, "") }}
+		case unseen != nil:
+			resp.Body = &deliveredBody{Reader: resp.Body, Closer: resp.Body, delivered: func() { unseen.Ended("") }}
 		}
 		return nil
 	}
@@ -339,7 +345,7 @@ func (x *syncExchange) edit(resp *http.Response) error {
 	if watch {
 		edit.Watch = func(entry []byte) bool { return k.Lists.Has(id.UserID(entry)) }
 	}
-	resp.Body = &syncBody{spliced: splice.NewReader(resp.Body, edit), source: resp.Body, x: x, lists: k.Lists, poll: poll, entries: entries, learn: learn}
+	resp.Body = &syncBody{spliced: splice.NewReader(resp.Body, edit), source: resp.Body, x: x, lists: k.Lists, poll: poll, unseen: unseen, entries: entries, learn: learn}
 	changedLength(resp, -1)
 	return nil
 }
@@ -376,6 +382,7 @@ type syncBody struct {
 	x       *syncExchange
 	lists   *kept.Lists
 	poll    *announce.Poll
+	unseen  *announce.Unseen
 	entries []announce.Entry
 	learn   bool
 	whole   bool
@@ -398,12 +405,16 @@ func (b *syncBody) Close() error {
 	if b.learn && result.Depth >= e2eeDepth {
 		b.x.p.sticky.learnt()
 	}
-	if b.whole && b.poll != nil {
-		token := ""
-		if result.Complete && result.HasToken {
-			token = result.Token
-		}
+	token := ""
+	if result.Complete && result.HasToken {
+		token = result.Token
+	}
+	switch {
+	case !b.whole:
+	case b.poll != nil:
 		b.x.delivered(b.poll, b.entries, token)
+	case b.unseen != nil:
+		b.unseen.Ended(token)
 	}
 	return errors.Join(b.spliced.Close(), b.source.Close())
 }

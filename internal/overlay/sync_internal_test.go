@@ -59,28 +59,33 @@ func TestNothingOwedIsNotParsed(t *testing.T) {
 		return resp.Body != body || resp.ContentLength != 19 || resp.Header.Get("Content-Length") != "19"
 	}
 
-	if edited(nil) {
-		t.Error("with no list kept at all, the answer is not passed on as it came")
-	}
-	// Somebody's list is kept whom alice shares no room with.
-	lists.Put([]store.KeptInfo{{UserID: bob, FetchedAt: time.Now()}})
-	hs.AddUser("token", alice.UserID, alice.DeviceID)
 	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody)
 	if err != nil {
 		t.Fatal(err)
 	}
 	request.Header.Set("Authorization", "Bearer token")
 	cred := homeserver.CredentialsOf(request)
-	if !edited(nil) {
+	owedNothing := idle.Begin(freshen.Requester{UserID: alice.UserID, DeviceID: alice.DeviceID}, cred, "s1", func() {})
+	t.Cleanup(owedNothing.End)
+	if edited(owedNothing) {
+		t.Error("with no list kept at all, the answer is not passed on as it came")
+	}
+	// Somebody's list is kept whom alice shares no room with.
+	lists.Put([]store.KeptInfo{{UserID: bob, FetchedAt: time.Now()}})
+	hs.AddUser("token", alice.UserID, alice.DeviceID)
+	if !edited(owedNothing) {
 		t.Error("while it is not known whether alice shares a room with bob, what the homeserver says of bob is not noticed")
 	}
 	if shares, err := known.Shares(t.Context(), alice.UserID, cred, bob); err != nil || shares {
 		t.Fatalf("alice shares a room with bob: %v, %v", shares, err)
 	}
-	if edited(nil) {
+	if edited(owedNothing) {
 		t.Error("although alice shares no room with anybody whose list is kept, the answer is not passed on as it came")
 	}
 
+	if !edited(nil) {
+		t.Error("of an answer that begins before its poll, the token is not noticed: then it makes other tokens count for less")
+	}
 	if poll := owedOne(t, db, known, alice, cred); !edited(poll) {
 		t.Error("what alice is owed is not merged into the answer")
 	}
