@@ -217,7 +217,8 @@ func (h *history) unexcused() (complaints []string) {
 	for _, f := range h.failures {
 		if !slices.ContainsFunc(h.disturbances, func(d disturbance) bool {
 			concerned := (d.at == f.via || f.via == "" || d.at == "") && (f.isAsk || !d.database)
-			return concerned && !d.from.After(f.seen) && (d.to.IsZero() || !d.to.Add(aftermath).Before(f.began))
+			waits := d.locks && f.isAsk
+			return (concerned || waits) && !d.from.After(f.seen) && (d.to.IsZero() || !d.to.Add(aftermath).Before(f.began))
 		}) {
 			complaints = append(complaints, fmt.Sprintf("%s, begun at %s and ended at %s, failed although freshen was up: %v",
 				f.what, clock(f.began), clock(f.seen), f.err))

@@ -131,6 +131,7 @@ type disturbance struct {
 	from, to time.Time
 	gone     time.Time // when the process had ended
 	database bool      // what is lost is the database alone: only refreshes need it
+	locks    bool      // it may have left locks in the database, for which refreshes at others wait
 	// owed is what the database held when the process had ended; nil where it was not looked at.
 	owed map[id.UserID]debt
 }

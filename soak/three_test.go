@@ -209,7 +209,7 @@ func (w *three) kill(i *instance) {
 // must not write over what the others have done meanwhile.
 func (w *three) pause(i *instance) {
 	w.t.Helper()
-	d := w.ledger.disturb(disturbance{what: "SIGSTOP of " + i.life, at: i.name, life: i.life})
+	d := w.ledger.disturb(disturbance{what: "SIGSTOP of " + i.life, at: i.name, life: i.life, locks: true})
 	w.lives.pauses(i.life)
 	w.signal(i, syscall.SIGSTOP)
 	wait(w.t.Context(), pausedFor)

@@ -62,7 +62,7 @@ func oneOfPostgres(placeholder string) string {
 // transaction holds the others up only until Postgres ends its session; nobody was told anything of it.
 var sessionSettings = map[string]string{
 	"application_name":                    "freshen",
-	"idle_in_transaction_session_timeout": "3000",  // shorter than answersWithin, so that who waits for it gets an answer
+	"idle_in_transaction_session_timeout": "2000",  // who waits behind two of its transactions still gets an answer within answersWithin
 	"lock_timeout":                        "8000",  // longer than another instance can be idle
 	"statement_timeout":                   "30000", // of one whose client is gone
 	"synchronous_commit":                  "on",
