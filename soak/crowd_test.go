@@ -44,8 +44,8 @@ type crowd struct {
 	members   map[id.UserID]map[id.UserID]bool // user → targets with whom they share a room
 	// twiceAtMost is how many of a thousand acknowledgements may be followed by the same once more. One instance tells it again
 	// where a token comes in the moment in which it is not known yet whose an answer was that ended in the same: it might be
-	// that device's. Several do where the machine is too busy for another's answer within a second, as one with two cores is
-	// by 500 clients and the race detector.
+	// that device's. Several do where the machine is too busy for another's answer within a second: with 500 clients on two
+	// cores, one in 200, and with the race detector ten times as many.
 	twiceAtMost int
 
 	mu      sync.Mutex
