@@ -160,6 +160,23 @@ func TestWhatFollowsFromAWrongServerName(t *testing.T) {
 	}
 }
 
+// What stands at a wrong homeserver.url may break off answers, such as a port for TLS: that the way to freshen is right, the
+// requests before have shown, and whoever looked there would look in the wrong place.
+func TestWhatFollowsFromAWrongHomeserver(t *testing.T) {
+	t.Parallel()
+	lines := visit(t, func(_ http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			panic(http.ErrAbortHandler)
+		}
+	}, func(c *doctor.Config) { c.PublicURL = "https://" + c.Config.Homeserver.Name })
+	if line := lines["homeserver"]; line.Status != doctor.Failed {
+		t.Fatalf("%+v", line)
+	}
+	if line := lines["keys"]; line.Status != doctor.Warning || line.Fix != "See homeserver, above." {
+		t.Errorf("%+v", line)
+	}
+}
+
 // A clock that is some seconds off is worth a word and no alarm; less is nothing.
 func TestClock(t *testing.T) {
 	t.Parallel()

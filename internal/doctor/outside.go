@@ -115,11 +115,14 @@ func (d *doctor) ways(ctx context.Context, base string) {
 			if isCertificate(err) {
 				fix = "Renew or mend the certificate that the reverse proxy names (ssl_certificate in nginx), and have it read again: nginx -s reload. If the site has another base URL: freshen doctor --url https://…"
 			}
+			if i > 0 && d.homeserverAway && !isCertificate(err) {
+				d.say(w.check, Warning, fmt.Sprintf("The answer to %s breaks off: %s.", w.what, err), "See homeserver, above.")
+				continue
+			}
 			d.say(w.check, Failed, fmt.Sprintf("%s cannot be asked for %s: %s.", base, w.what, certificate(err)), fix)
 			if i == 0 {
 				return // the others would say the same
 			}
-			continue
 		}
 		if name := a.header.Get("Server"); name != "" {
 			d.server = name
