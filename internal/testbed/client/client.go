@@ -138,6 +138,8 @@ const roomVersion = id.RoomV10
 
 // CreateEncryptedRoom makes a private encrypted room and invites others.
 func (c *Client) CreateEncryptedRoom(ctx context.Context, invite ...id.UserID) (id.RoomID, error) {
+	c.crypto.Lock() // it writes what the sync reads
+	defer c.crypto.Unlock()
 	answer, err := c.mx.CreateRoom(ctx, &mautrix.ReqCreateRoom{
 		Preset:      "private_chat",
 		Invite:      invite,
@@ -155,6 +157,8 @@ func (c *Client) CreateEncryptedRoom(ctx context.Context, invite ...id.UserID) (
 
 // Join enters a room, through the server named via.
 func (c *Client) Join(ctx context.Context, room id.RoomID, via string) error {
+	c.crypto.Lock()
+	defer c.crypto.Unlock()
 	if _, err := c.mx.JoinRoom(ctx, string(room), &mautrix.ReqJoinRoom{Via: []string{via}}); err != nil {
 		return fmt.Errorf("%s cannot join the room: %w", c.Name(), err)
 	}
