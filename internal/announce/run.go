@@ -215,7 +215,7 @@ func (a *Announcer) evict(now time.Time) {
 		defer d.mu.Unlock()
 		idle := now.Sub(d.usedAt)
 		// What was carried is known in memory alone: a client that slept over it may still acknowledge it.
-		if len(d.responses)+len(d.carries) > 0 && idle <= idleCarrying {
+		if len(d.responses)+len(d.carries)+len(d.hurried) > 0 && idle <= idleCarrying {
 			return false
 		}
 		return (d.failed || d.loaded && !d.dirty) && len(d.polls) == 0 && idle > idleAfter
