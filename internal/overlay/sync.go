@@ -326,7 +326,10 @@ func (x *syncExchange) edit(resp *http.Response) error {
 		unseen = x.begins(k)
 	}
 	watch := (!deaf || learn) && k.mayBeAnnounced(who)
-	if len(entries) == 0 && !watch && !learn && unseen == nil {
+	if len(entries) == 0 && !watch && !learn {
+		if unseen != nil {
+			x.lookForToken(resp, unseen)
+		}
 		return nil
 	}
 	if !decode(resp) {
@@ -334,7 +337,7 @@ func (x *syncExchange) edit(resp *http.Response) error {
 		case len(entries) > 0: // they stay owed, but must not hurry the client round and round
 			resp.Body = &deliveredBody{Reader: resp.Body, Closer: resp.Body, delivered: func() { x.delivered(poll, entries, "") }}
 		case unseen != nil:
-			resp.Body = &deliveredBody{Reader: resp.Body, Closer: resp.Body, delivered: func() { unseen.Ended("") }}
+			unseen.Ended("")
 		}
 		return nil
 	}
@@ -348,6 +351,19 @@ func (x *syncExchange) edit(resp *http.Response) error {
 	resp.Body = &syncBody{spliced: splice.NewReader(resp.Body, edit), source: resp.Body, x: x, lists: k.Lists, poll: poll, unseen: unseen, entries: entries, learn: learn}
 	changedLength(resp, -1)
 	return nil
+}
+
+// lookForToken passes an answer on as it came, and has its token noticed before the client can tell that it has ended: so its
+// end is marked by the last chunk, and not known from its length.
+func (x *syncExchange) lookForToken(resp *http.Response, unseen *announce.Unseen) {
+	if encoding := resp.Header.Get("Content-Encoding"); encoding != "" && encoding != "identity" {
+		unseen.Ended("")
+		return
+	}
+	edit := splice.Edit{Path: x.shape.path, Token: x.shape.token}
+	resp.Body = &syncBody{spliced: splice.NewReader(resp.Body, edit), source: resp.Body, x: x, unseen: unseen}
+	resp.ContentLength = -1
+	resp.Header.Del("Content-Length")
 }
 
 // delivered records a whole answer, unless the client has gone.

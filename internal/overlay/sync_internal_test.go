@@ -3,8 +3,10 @@ package overlay
 import (
 	"io"
 	"log/slog"
+	"maps"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -85,6 +87,18 @@ func TestNothingOwedIsNotParsed(t *testing.T) {
 
 	if !edited(nil) {
 		t.Error("of an answer that begins before its poll, the token is not noticed: then it makes other tokens count for less")
+	}
+	for _, header := range []http.Header{{"Etag": {`"x"`}}, {"Content-Encoding": {"gzip"}}} {
+		resp := &http.Response{StatusCode: http.StatusOK, Header: header.Clone(), Body: io.NopCloser(strings.NewReader(`{"next_batch" :"s2"} `))}
+		x := &syncExchange{p: p, ctx: t.Context(), since: "s1", who: &alice}
+		if err := x.edit(resp); err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err != nil || string(body) != `{"next_batch" :"s2"} ` || !maps.EqualFunc(resp.Header, header, slices.Equal) {
+			t.Errorf("an answer that begins before its poll, with %v, passes with %v as %s (%v)", header, resp.Header, body, err)
+		}
+		_ = resp.Body.Close()
 	}
 	if poll := owedOne(t, db, known, alice, cred); !edited(poll) {
 		t.Error("what alice is owed is not merged into the answer")
