@@ -15,10 +15,10 @@ import (
 const (
 	// maxResponses is how many responses of one device are remembered, to recognise their next_batch.
 	maxResponses = 8
-	// maxCarries is how many counts of that are kept of one device; past it they begin anew.
-	maxCarries = 1000
 	// enoughCarries is how often an announcement is carried under a token that never moves.
 	enoughCarries = 3
+	// maxCarries is how many counts of that are kept of one device; past it they begin anew.
+	maxCarries = 1000
 )
 
 // device is what is known of one device. Fields below mu are guarded by it.

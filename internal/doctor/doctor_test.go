@@ -177,6 +177,26 @@ func TestWhatFollowsFromAWrongHomeserver(t *testing.T) {
 	}
 }
 
+// Where the homeserver is well, an answer that breaks off is the way's own fault, and is told as one.
+func TestAWayThatBreaksOff(t *testing.T) {
+	t.Parallel()
+	lines := visit(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			panic(http.ErrAbortHandler)
+		}
+		_, _ = io.WriteString(w, `{"versions":["v1.11"]}`)
+	}, func(c *doctor.Config) {
+		c.PublicURL = "https://" + c.Config.Homeserver.Name
+		c.Config.Homeserver.URL = &url.URL{Scheme: "https", Host: c.Config.Homeserver.Name}
+	})
+	if line := lines["homeserver"]; line.Status == doctor.Failed {
+		t.Fatalf("%+v", line)
+	}
+	if line := lines["keys"]; line.Status != doctor.Failed || !strings.Contains(line.Text, "cannot be asked for /keys/query") {
+		t.Errorf("%+v", line)
+	}
+}
+
 // A clock that is some seconds off is worth a word and no alarm; less is nothing.
 func TestClock(t *testing.T) {
 	t.Parallel()

@@ -123,6 +123,7 @@ func (d *doctor) ways(ctx context.Context, base string) {
 			if i == 0 {
 				return // the others would say the same
 			}
+			continue
 		}
 		if name := a.header.Get("Server"); name != "" {
 			d.server = name
