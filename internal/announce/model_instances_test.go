@@ -354,19 +354,16 @@ func (m *pairOf) unseen() {
 		return
 	}
 	unseen := m.instance().announcer.Unseen()
-	var who *freshen.Requester
-	if rapid.Bool().Draw(m.t, "known in the end") {
-		who = &c.who
-	}
+	known := rapid.Bool().Draw(m.t, "known in the end")
 	early := rapid.Bool().Draw(m.t, "known early")
-	if early {
-		unseen.Whose(who)
+	if known && early {
+		unseen.Whose(c.who)
 	}
 	if rapid.Bool().Draw(m.t, "goes out whole") {
-		m.wentOut(c, unseen, who != nil)
+		m.wentOut(c, unseen, known)
 	}
-	if !early {
-		unseen.Whose(who)
+	if known && !early {
+		unseen.Whose(c.who)
 	}
 }
 

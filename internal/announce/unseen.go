@@ -19,26 +19,23 @@ type Unseen struct {
 
 	// Guarded by unseens.mu.
 	who     *freshen.Requester
-	nobody  bool
 	ended   bool
 	settled bool
 	token   token // 0 if it is not known
 }
 
-// unseens are those that have ended and of which it is not known, or never will be, whose they are.
+// unseens are the latest that have ended and of which it is not known, or never will be, whose they are.
 type unseens struct {
 	mu   sync.Mutex
 	all  []*Unseen
-	lost time.Time // when the last began that is not among them
+	lost time.Time // when the last began that is not among them any more
 }
 
 // Unseen records that such an answer begins.
 func (a *Announcer) Unseen() *Unseen { return &Unseen{a: a, began: a.now()} }
 
-// Whose says whose answer it is; nil if that will not be known.
-func (u *Unseen) Whose(who *freshen.Requester) {
-	u.learn(func() { u.who, u.nobody = who, who == nil })
-}
+// Whose says whose answer it is.
+func (u *Unseen) Whose(who freshen.Requester) { u.learn(func() { u.who = &who }) }
 
 // Ended says that the answer has gone out whole, before its client can tell that it has. One that breaks does not end.
 // nextBatch is its token; "" if that is not known.
@@ -59,8 +56,6 @@ func (u *Unseen) learn(news func()) {
 	u.settled = u.settled || theirs
 	switch {
 	case !u.ended, u.who != nil:
-	case u.nobody && u.token == 0:
-		all.lost = later(all.lost, u.began)
 	case !slices.Contains(all.all, u):
 		if len(all.all) == maxUnseen {
 			all.lost = later(all.lost, all.all[0].began)

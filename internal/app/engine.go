@@ -56,9 +56,7 @@ func (a *App) openEngine(ctx context.Context) error {
 	if a.away != nil {
 		// What the homeserver announced meanwhile, nobody has watched, nor what its answers lacked.
 		e.lists.Announced(e.lists.Users())
-		unseen := e.announcer.Unseen()
-		unseen.Whose(nil)
-		unseen.Ended("")
+		e.announcer.Unseen().Ended("")
 	}
 	a.engine.Store(e)
 	a.enforce(e)

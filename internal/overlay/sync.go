@@ -49,7 +49,6 @@ type syncExchange struct {
 	who    *homeserver.Identity
 	poll   *announce.Poll
 	unseen *announce.Unseen // the answer, if it has begun before that was known
-	nobody bool             // it is not known, and will not be
 	ended  bool
 	abort  func() // abandons the homeserver's long poll; nil unless one is waiting
 	hasten bool   // hurrying was asked for
@@ -89,7 +88,6 @@ func (p *Proxy) serveExchange(w http.ResponseWriter, r *http.Request, cred homes
 	go func() {
 		who, err := p.cfg.Who.Identify(context.WithoutCancel(ctx), cred)
 		if err != nil {
-			x.identified(nil)
 			return
 		}
 		select {
@@ -102,19 +100,14 @@ func (p *Proxy) serveExchange(w http.ResponseWriter, r *http.Request, cred homes
 	p.pass(w, r, x)
 }
 
-// identified tells whose an answer was that has begun before that was known; nil if it will not be.
+// identified tells whose an answer was that has begun before that was known.
 func (x *syncExchange) identified(who *homeserver.Identity) {
 	x.mu.Lock()
-	x.who, x.nobody = who, who == nil
+	x.who = who
 	unseen := x.unseen
 	x.mu.Unlock()
-	if unseen == nil {
-		return
-	}
-	if who == nil {
-		unseen.Whose(nil)
-	} else {
-		unseen.Whose(&freshen.Requester{UserID: who.UserID, DeviceID: who.DeviceID})
+	if unseen != nil {
+		unseen.Whose(freshen.Requester{UserID: who.UserID, DeviceID: who.DeviceID})
 	}
 }
 
@@ -123,9 +116,9 @@ func (x *syncExchange) begins(k *Knowledge) *announce.Unseen {
 	unseen := k.Announcer.Unseen()
 	x.mu.Lock()
 	x.unseen = unseen
-	who, nobody := x.who, x.nobody
+	who := x.who
 	x.mu.Unlock()
-	if who != nil || nobody {
+	if who != nil {
 		x.identified(who)
 	}
 	return unseen
