@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,18 +31,33 @@ func scripted(t *testing.T, world *testbed.World, f http.HandlerFunc) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := stranger(t, func(w http.ResponseWriter, r *http.Request) {
 		if !strings.HasPrefix(r.URL.Path, "/_matrix/federation/v1/user/devices/") {
 			http.NotFound(w, r)
 			return
 		}
 		f(w, r)
-	}))
-	server.Config.ErrorLog = quiet
+	})
 	server.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
 	server.StartTLS()
-	t.Cleanup(server.Close)
 	return server.Listener.Addr().String()
+}
+
+// taken holds the addresses that strangers have had.
+var taken sync.Map
+
+// stranger makes a server, not started yet, at an address that no other one had before it. The tests share a freshen, which
+// remembers how a destination failed, and a port that is given back may be the next one's.
+func stranger(t *testing.T, f http.HandlerFunc) *httptest.Server {
+	t.Helper()
+	for {
+		server := httptest.NewUnstartedServer(f)
+		server.Config.ErrorLog = quiet
+		t.Cleanup(server.Close)
+		if _, known := taken.LoadOrStore(server.Listener.Addr().String(), true); !known {
+			return server
+		}
+	}
 }
 
 // reply answers with a status and a body.
@@ -168,21 +184,19 @@ func TestDestinationsThatCannotBeReached(t *testing.T) {
 	world, _, _, alice := setup(t)
 	t.Run("a certificate of nobody we know", func(t *testing.T) {
 		ctx := turn(t)
-		server := httptest.NewUnstartedServer(http.NotFoundHandler())
-		server.Config.ErrorLog = quiet
+		server := stranger(t, http.NotFound)
 		server.StartTLS()
-		defer server.Close()
 		requireFailure(t, ctx, alice, server.Listener.Addr().String(), http.StatusBadGateway, "M_UNKNOWN", "tls")
 	})
 	t.Run("no TLS", func(t *testing.T) {
 		ctx := turn(t)
-		server := httptest.NewServer(http.NotFoundHandler())
-		defer server.Close()
+		server := stranger(t, http.NotFound)
+		server.Start()
 		requireFailure(t, ctx, alice, server.Listener.Addr().String(), http.StatusBadGateway, "M_UNKNOWN", "tls")
 	})
 	t.Run("nobody listens", func(t *testing.T) {
 		ctx := turn(t)
-		server := httptest.NewServer(http.NotFoundHandler())
+		server := stranger(t, http.NotFound)
 		server.Close()
 		requireFailure(t, ctx, alice, server.Listener.Addr().String(), http.StatusBadGateway, "M_UNKNOWN", "connect")
 	})
