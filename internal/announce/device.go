@@ -26,7 +26,10 @@ type device struct {
 	who    freshen.Requester
 	shared bool // it may come to other instances as well
 	clock  func() time.Time
-	unseen func(token) time.Time // until when answers that may have ended in it were given to nobody knows whom
+	// unseen is until when answers that may have ended in a token were given to nobody knows whom; pending, whether that is still
+	// being found out of one.
+	unseen  func(token) time.Time
+	pending func(...token) bool
 
 	mu     sync.Mutex
 	loaded bool
@@ -41,8 +44,9 @@ type device struct {
 	responses []response
 	carries   map[under]carry
 	answers   answers
-	// Where others share the database: the last tokens that it came with; the positions of single targets that others say
-	// they have brought; whether they are being asked, and since when an announcement is held back for that.
+	// The last tokens that it came with of which it is not known yet what they prove. Where others share the database: the
+	// positions of single targets that others say they have brought. Whether that is being found out, and since when an announcement
+	// is held back for that.
 	arrivals  []arrival
 	brought   map[id.UserID]int64
 	asking    bool
@@ -77,7 +81,7 @@ type carry struct {
 
 func (a *Announcer) newDevice(who freshen.Requester) *device {
 	return &device{
-		who: who, shared: a.others != nil, clock: a.now, unseen: a.unnoticed, answers: answers{horizon: a.forgotten()}, brought: map[id.UserID]int64{},
+		who: who, shared: a.others != nil, clock: a.now, unseen: a.unnoticed, pending: a.pending, answers: answers{horizon: a.forgotten()}, brought: map[id.UserID]int64{},
 		above: map[id.UserID]int64{}, relevant: map[id.UserID]int64{}, carries: map[under]carry{},
 		hurried: map[id.UserID]int64{}, polls: map[*Poll]struct{}{},
 	}
@@ -184,14 +188,14 @@ func (d *device) ack(target id.UserID, position int64) {
 	}
 }
 
-// arrive learns from the since of a request which response has arrived: at once, or where others share the database, once
-// they have been asked.
+// arrive learns from the since of a request which response has arrived: at once; or where others share the database, once
+// they have been asked; or where another answer may have been the device's as well, once it is known whose it was.
 func (d *device) arrive(since string) {
 	if since == "" {
 		return
 	}
 	a := arrival{token: tokenOf(since), at: d.moment()}
-	if !d.shared {
+	if !d.shared && !(d.ends(a) && d.pending(a.token)) {
 		d.take(a, []hearsay{{answers: answers{horizon: d.unseen(a.token)}}})
 		return
 	}
@@ -199,6 +203,11 @@ func (d *device) arrive(since string) {
 		d.arrivals = slices.Delete(d.arrivals, 0, 1)
 	}
 	d.arrivals = append(d.arrivals, a)
+}
+
+// ends says whether a response is remembered that ended in the arrival's token.
+func (d *device) ends(a arrival) bool {
+	return slices.ContainsFunc(d.responses, func(r response) bool { return r.nextBatch == a.token && r.asked.Before(a.at) })
 }
 
 // take acknowledges what the arrival proves.

@@ -362,7 +362,10 @@ func (m *pairOf) unseen() {
 	if rapid.Bool().Draw(m.t, "goes out whole") {
 		m.wentOut(c, unseen, known)
 	}
-	if known && !early {
+	switch {
+	case !known:
+		unseen.Nobodys()
+	case !early:
 		unseen.Whose(c.who)
 	}
 }

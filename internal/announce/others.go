@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"slices"
+	"sync"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -113,6 +114,8 @@ func (a *Announcer) askOthers(d *device) {
 
 // inquire asks other instances about devices until ctx is done.
 func (a *Announcer) inquire(ctx context.Context) {
+	var late sync.WaitGroup
+	defer late.Wait()
 	for {
 		var devices []*device
 		select {
@@ -129,15 +132,17 @@ func (a *Announcer) inquire(ctx context.Context) {
 				more = false
 			}
 		}
-		a.inquireAbout(ctx, devices)
-		a.underway.Add(-len(devices))
+		a.inquireAbout(ctx, devices, &late)
 	}
 }
 
-func (a *Announcer) inquireAbout(ctx context.Context, devices []*device) {
+// inquireAbout learns of the devices what others know, and what is to be known here before a token proves anything. What
+// takes its time is waited for beside: late.
+func (a *Announcer) inquireAbout(ctx context.Context, devices []*device, late *sync.WaitGroup) {
 	all := make([]about, len(devices))
 	who := make([]freshen.Requester, len(devices))
 	asked := make([]arrival, len(devices))
+	tokens := make([][]token, len(devices))
 	for i, d := range devices {
 		who[i] = d.who
 		all[i] = about{User: d.who.UserID, Device: d.who.DeviceID}
@@ -148,22 +153,41 @@ func (a *Announcer) inquireAbout(ctx context.Context, devices []*device) {
 			asked[i].but = append(asked[i].but, one.Position)
 		}
 		asked[i].at = d.moment()
+		for _, one := range d.arrivals {
+			tokens[i] = append(tokens[i], one.token)
+		}
 		d.mu.Unlock()
 		all[i].Owed = append(all[i].Owed, held...)
 		all[i].Owed = append(all[i].Owed, entries...)
 		all[i].Owed = all[i].Owed[:min(len(all[i].Owed), askedAbout)]
 	}
-	began := a.now()
 	asking, cancel := context.WithTimeout(ctx, heldAtMost)
 	defer cancel()
-	heard, blind := a.hear(asking, all, began)
-	positions, err := a.positions.DevicePositions(asking, who)
-	for i, d := range devices {
-		var position *store.DevicePosition
-		if err == nil {
-			position = &positions[i]
+	heard, blind := make([][]hearsay, len(devices)), time.Time{}
+	positions := make([]*store.DevicePosition, len(devices))
+	if a.others != nil {
+		heard, blind = a.hear(asking, all, a.now())
+		if found, err := a.positions.DevicePositions(asking, who); err == nil {
+			for i := range found {
+				positions[i] = &found[i]
+			}
 		}
-		a.learn(d, asked[i], position, heard[i], blind)
+	}
+	for i, d := range devices {
+		learn := func() {
+			a.learn(d, asked[i], positions[i], heard[i], blind)
+			a.underway.Done()
+		}
+		if !a.pending(tokens[i]...) {
+			learn()
+			continue
+		}
+		late.Go(func() {
+			waiting, cancel := context.WithTimeout(ctx, heldAtMost)
+			defer cancel()
+			a.known(waiting, tokens[i])
+			learn()
+		})
 	}
 }
 
@@ -331,22 +355,36 @@ func (a *Announcer) knows(one about) (r reply) {
 	d := a.devices[freshen.Requester{UserID: one.User, DeviceID: one.Device}]
 	a.mu.Unlock()
 	now := a.now()
-	horizon := later(a.forgotten(), a.unnoticed(0))
+	given := answers{horizon: a.forgotten()}
 	if d != nil {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		horizon = later(d.answers.horizon, a.unnoticed(0))
+		given = answers{slices.Clone(d.answers.given), d.answers.horizon}
 	}
+	a.addUnnoticed(&given)
 	r.Horizon = -1
-	if !horizon.IsZero() {
-		r.Horizon = int64(max(0, now.Sub(horizon)))
-	}
-	if d == nil {
-		return r
+	if !given.horizon.IsZero() {
+		r.Horizon = int64(max(0, now.Sub(given.horizon)))
 	}
 	newest := int64(0)
-	for i, e := range one.Owed {
+	for _, e := range one.Owed {
 		newest = max(newest, e.Position)
+	}
+	for _, g := range given.given {
+		if g.upto < newest {
+			r.Answers = append(r.Answers, replyAnswer{g.upto, g.but, max(0, now.Sub(g.at)), g.token})
+		}
+	}
+	if d != nil {
+		d.tell(one.Owed, &given, now, &r)
+	}
+	return r
+}
+
+// tell says what is acknowledged of these entries, and what was carried of them. given are the answers that the device may have
+// been given.
+func (d *device) tell(owed []Entry, given *answers, now time.Time, r *reply) {
+	for i, e := range owed {
 		if e.Position <= max(d.floor, d.above[e.Target]) {
 			r.Acked = append(r.Acked, i)
 		}
@@ -358,11 +396,11 @@ func (a *Announcer) knows(one about) (r reply) {
 	}
 	for _, response := range d.responses {
 		told := replyResponse{Token: response.nextBatch, Asked: max(0, now.Sub(response.asked))}
-		for i, e := range one.Owed {
+		for i, e := range owed {
 			for _, carried := range response.entries {
 				if carried.Target == e.Target && carried.Position >= e.Position {
 					told.Carried = append(told.Carried, i)
-					if !horizon.Before(response.asked) || d.answers.lacked(response.nextBatch, e.Position, response.asked, now) {
+					if given.lacked(response.nextBatch, e.Position, response.asked, now) {
 						told.Doubted = append(told.Doubted, i)
 					}
 				}
@@ -370,10 +408,4 @@ func (a *Announcer) knows(one about) (r reply) {
 		}
 		r.Responses = append(r.Responses, told)
 	}
-	for _, given := range d.answers.given {
-		if given.upto < newest {
-			r.Answers = append(r.Answers, replyAnswer{given.upto, given.but, max(0, now.Sub(given.at)), given.token})
-		}
-	}
-	return r
 }

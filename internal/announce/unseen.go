@@ -1,6 +1,7 @@
 package announce
 
 import (
+	"context"
 	"slices"
 	"sync"
 	"time"
@@ -11,6 +12,9 @@ import (
 // maxUnseen is how many answers are remembered by their token of which it is not known whose they were.
 const maxUnseen = 64
 
+// toldUnseen is of how many of them other instances are told the token, in the answer to each question about a device.
+const toldUnseen = 4
+
 // Unseen is an answer to a sync that has begun before it was known whose it is. Nothing was told by it: what it lacked, its
 // client may still have to hear. Before its end, nobody can come with its token.
 type Unseen struct {
@@ -19,6 +23,7 @@ type Unseen struct {
 
 	// Guarded by unseens.mu.
 	who     *freshen.Requester
+	nobodys bool // it will never be known
 	ended   bool
 	settled bool
 	token   token // 0 if it is not known
@@ -28,7 +33,8 @@ type Unseen struct {
 type unseens struct {
 	mu   sync.Mutex
 	all  []*Unseen
-	lost time.Time // when the last began that is not among them any more
+	lost time.Time     // when the last began that is not among them any more
+	news chan struct{} // closed once more is known of one of them; nil if nobody waits for that
 }
 
 // Unseen records that such an answer begins.
@@ -36,6 +42,9 @@ func (a *Announcer) Unseen() *Unseen { return &Unseen{a: a, began: a.now()} }
 
 // Whose says whose answer it is.
 func (u *Unseen) Whose(who freshen.Requester) { u.learn(func() { u.who = &who }) }
+
+// Nobodys says that it will never be known whose answer it is, so that nothing waits for that.
+func (u *Unseen) Nobodys() { u.learn(func() { u.nobodys = true }) }
 
 // Ended says that the answer has gone out whole, before its client can tell that it has. One that breaks does not end.
 // nextBatch is its token; "" if that is not known.
@@ -63,6 +72,9 @@ func (u *Unseen) learn(news func()) {
 		}
 		all.all = append(all.all, u)
 	}
+	if u.nobodys {
+		all.tell()
+	}
 	all.mu.Unlock()
 	if !theirs {
 		return
@@ -73,17 +85,76 @@ func (u *Unseen) learn(news func()) {
 	d.mu.Unlock()
 	all.mu.Lock()
 	all.all = slices.DeleteFunc(all.all, func(other *Unseen) bool { return other == u })
+	all.tell()
 	all.mu.Unlock()
 }
 
-// unnoticed is up to when answers were given to nobody knows whom that may have ended in t; or in any token if t is 0.
+func (u *unseens) tell() {
+	if u.news != nil {
+		close(u.news)
+		u.news = nil
+	}
+}
+
+// mayEndIn says whether it may be the answer that ended in t; 0 stands for any.
+func (u *Unseen) mayEndIn(t token) bool { return t == 0 || u.token == 0 || u.token == t }
+
+// pending says whether it is still being found out whose an answer was that may have ended in one of these tokens.
+func (a *Announcer) pending(tokens ...token) bool {
+	a.unseen.mu.Lock()
+	defer a.unseen.mu.Unlock()
+	return a.unseen.pending(tokens)
+}
+
+func (u *unseens) pending(tokens []token) bool {
+	return slices.ContainsFunc(u.all, func(one *Unseen) bool { return !one.nobodys && slices.ContainsFunc(tokens, one.mayEndIn) })
+}
+
+// known returns once it is known, of every answer that may have ended in one of these tokens, whose it was or that it will not be;
+// or when ctx is done.
+func (a *Announcer) known(ctx context.Context, tokens []token) {
+	all := &a.unseen
+	for ctx.Err() == nil {
+		all.mu.Lock()
+		if !all.pending(tokens) {
+			all.mu.Unlock()
+			return
+		}
+		if all.news == nil {
+			all.news = make(chan struct{})
+		}
+		news := all.news
+		all.mu.Unlock()
+		select {
+		case <-news:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// addUnnoticed adds the answers that were given to nobody knows whom: the latest with their tokens, of the others until when.
+func (a *Announcer) addUnnoticed(to *answers) {
+	all := &a.unseen
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	to.horizon = later(to.horizon, all.lost)
+	for i, u := range all.all {
+		if u.token == 0 || len(all.all)-i > toldUnseen {
+			to.horizon = later(to.horizon, u.began)
+			continue
+		}
+		to.given = append(to.given, answer{at: u.began, latest: u.began, token: u.token})
+	}
+}
+
+// unnoticed is up to when answers were given to nobody knows whom that may have ended in t.
 func (a *Announcer) unnoticed(t token) time.Time {
 	all := &a.unseen
 	all.mu.Lock()
 	defer all.mu.Unlock()
 	last := all.lost
 	for _, u := range all.all {
-		if t == 0 || u.token == 0 || u.token == t {
+		if u.mayEndIn(t) {
 			last = later(last, u.began)
 		}
 	}

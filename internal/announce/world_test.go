@@ -128,7 +128,20 @@ func (w *world) announce(target id.UserID, requesters ...id.UserID) {
 	w.keep(target, fmt.Sprint("key", w.changes), requesters...)
 }
 
+// announceAtOnce is announce while something is being found out that takes its time.
+func (w *world) announceAtOnce(target id.UserID, requesters ...id.UserID) {
+	w.t.Helper()
+	w.changes++
+	w.commit(target, fmt.Sprint("key", w.changes), requesters...)
+}
+
 func (w *world) keep(target id.UserID, key string, requesters ...id.UserID) {
+	w.t.Helper()
+	w.commit(target, key, requesters...)
+	w.announcer.Settle()
+}
+
+func (w *world) commit(target id.UserID, key string, requesters ...id.UserID) {
 	w.t.Helper()
 	list, err := freshen.ParseDeviceList(fmt.Appendf(nil,
 		`{"user_id":%q,"stream_id":1,"devices":[{"device_id":"D","keys":{"device_id":"D","user_id":%q,"keys":{"ed25519:D":%q}}}]}`, target, target, key), target)
@@ -138,7 +151,6 @@ func (w *world) keep(target id.UserID, key string, requesters ...id.UserID) {
 	if _, err := w.store.Keep(context.Background(), store.Fetched{List: list, At: w.clock.now(), Requesters: requesters}); err != nil {
 		w.t.Fatal(err)
 	}
-	w.announcer.Settle()
 }
 
 func (w *world) announceTo(target id.UserID, users ...id.UserID) {

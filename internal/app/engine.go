@@ -56,7 +56,9 @@ func (a *App) openEngine(ctx context.Context) error {
 	if a.away != nil {
 		// What the homeserver announced meanwhile, nobody has watched, nor what its answers lacked.
 		e.lists.Announced(e.lists.Users())
-		e.announcer.Unseen().Ended("")
+		before := e.announcer.Unseen()
+		before.Nobodys()
+		before.Ended("")
 	}
 	a.engine.Store(e)
 	a.enforce(e)

@@ -43,16 +43,18 @@ type syncExchange struct {
 	waits   bool
 	sliding *slidingRequest // nil for GET /sync
 
-	mu     sync.Mutex
-	deaf   bool // a connection of sliding sync without e2ee: it is told nothing
-	learn  bool // whether its answer has e2ee all the same
-	who    *homeserver.Identity
-	poll   *announce.Poll
-	unseen *announce.Unseen // the answer, if it has begun before that was known
-	ended  bool
-	abort  func() // abandons the homeserver's long poll; nil unless one is waiting
-	hasten bool   // hurrying was asked for
-	begun  bool   // the answer has begun without it
+	mu    sync.Mutex
+	deaf  bool // a connection of sliding sync without e2ee: it is told nothing
+	learn bool // whether its answer has e2ee all the same
+	who   *homeserver.Identity
+	// unknown: who asks cannot be found out.
+	unknown bool
+	poll    *announce.Poll
+	unseen  *announce.Unseen // the answer, if it has begun before that was known
+	ended   bool
+	abort   func() // abandons the homeserver's long poll; nil unless one is waiting
+	hasten  bool   // hurrying was asked for
+	begun   bool   // the answer has begun without it
 
 	turn turn // guarded by hurried.mu
 }
@@ -88,6 +90,7 @@ func (p *Proxy) serveExchange(w http.ResponseWriter, r *http.Request, cred homes
 	go func() {
 		who, err := p.cfg.Who.Identify(context.WithoutCancel(ctx), cred)
 		if err != nil {
+			x.identified(nil)
 			return
 		}
 		select {
@@ -100,13 +103,17 @@ func (p *Proxy) serveExchange(w http.ResponseWriter, r *http.Request, cred homes
 	p.pass(w, r, x)
 }
 
-// identified tells whose an answer was that has begun before that was known.
+// identified tells whose an answer was that has begun before that was known; nil if that cannot be found out.
 func (x *syncExchange) identified(who *homeserver.Identity) {
 	x.mu.Lock()
-	x.who = who
+	x.who, x.unknown = who, who == nil
 	unseen := x.unseen
 	x.mu.Unlock()
-	if unseen != nil {
+	switch {
+	case unseen == nil:
+	case who == nil:
+		unseen.Nobodys()
+	default:
 		unseen.Whose(freshen.Requester{UserID: who.UserID, DeviceID: who.DeviceID})
 	}
 }
@@ -116,9 +123,9 @@ func (x *syncExchange) begins(k *Knowledge) *announce.Unseen {
 	unseen := k.Announcer.Unseen()
 	x.mu.Lock()
 	x.unseen = unseen
-	who := x.who
+	who, unknown := x.who, x.unknown
 	x.mu.Unlock()
-	if who != nil {
+	if who != nil || unknown {
 		x.identified(who)
 	}
 	return unseen
