@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"runtime/debug"
+	"runtime/metrics"
 	"time"
 )
 
@@ -12,6 +13,9 @@ const (
 	manyPolls = 1000
 	// manyPercent is by how much the heap may grow then before it is collected; otherwise by as much as before.
 	manyPercent = 15
+	// manyBytes is what it may grow by in any case, so that it is not collected again and again while a thousand polls are
+	// answered at once.
+	manyBytes = 32 << 20
 )
 
 // boundMemory keeps what is garbage small beside what polls that wait take, which lives for long: with ten thousand of
@@ -22,23 +26,30 @@ func (a *App) boundMemory(ctx context.Context) {
 	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	many, before := false, 0
-	set := func(now bool) {
-		switch {
-		case now && !many:
-			before = debug.SetGCPercent(manyPercent)
-		case !now && many:
-			debug.SetGCPercent(before)
-		}
-		many = now
-	}
-	defer set(false)
+	usual := debug.SetGCPercent(manyPercent)
+	debug.SetGCPercent(usual)
+	set := usual
+	defer func() { debug.SetGCPercent(usual) }()
 	for {
-		set(a.proxy.Polls() >= manyPolls)
+		percent := usual
+		if a.proxy.Polls() >= manyPolls {
+			percent = min(usual, max(manyPercent, manyBytes*100/heapInUse()))
+		}
+		if 10*max(percent-set, set-percent) > set { // setting it stops everything for a moment
+			debug.SetGCPercent(percent)
+			set = percent
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// heapInUse is what the last collection found in use, in bytes; at least 1.
+func heapInUse() int {
+	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(sample)
+	return max(1, int(min(sample[0].Value.Uint64(), 1<<50))) //nolint:gosec // bounded
 }
