@@ -24,7 +24,7 @@ func idlePolls(b *bench) error {
 	if err != nil {
 		return err
 	}
-	fresh, err := b.startFreshen("idle", up, filepath.Join(b.TempDir(), "freshen.db"))
+	fresh, err := b.startFreshen("idle", up.addr, filepath.Join(b.TempDir(), "freshen.db"))
 	if err != nil {
 		return err
 	}

@@ -85,13 +85,16 @@ type client struct {
 	copy []byte
 }
 
-func dial(ctx context.Context, addr string) (*client, error) {
+func dial(ctx context.Context, addr string) (*client, error) { return dialWith(ctx, addr, 64<<10) }
+
+// dialWith connects, with buffers of so many bytes.
+func dialWith(ctx context.Context, addr string, buffer int) (*client, error) {
 	var dialer net.Dialer
 	conn, err := dialer.DialContext(ctx, "tcp", addr)
 	if err != nil {
 		return nil, err
 	}
-	return &client{conn: conn, in: bufio.NewReaderSize(conn, 64<<10), copy: make([]byte, 64<<10)}, nil
+	return &client{conn: conn, in: bufio.NewReaderSize(conn, buffer), copy: make([]byte, buffer)}, nil
 }
 
 // get sends the request and writes the answer's body to where it is wanted.

@@ -14,6 +14,9 @@ import (
 	"testing"
 )
 
+// roles are what this program plays as a process that a measurement starts.
+var roles = []string{roleUpstream, roleFreshen, rolePlain, roleRemote}
+
 // section is one part of the table.
 type section struct {
 	name    string

@@ -23,7 +23,7 @@ func passThrough(b *bench) error {
 	if err != nil {
 		return err
 	}
-	fresh, err := b.startFreshen("pass", up, filepath.Join(b.TempDir(), "freshen.db"))
+	fresh, err := b.startFreshen("pass", up.addr, filepath.Join(b.TempDir(), "freshen.db"))
 	if err != nil {
 		return err
 	}
@@ -74,7 +74,7 @@ func bigSyncs(b *bench) error {
 	if err != nil {
 		return err
 	}
-	fresh, err := b.startFreshen("sync", up, path)
+	fresh, err := b.startFreshen("sync", up.addr, path)
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -77,9 +78,9 @@ func (b *bench) startWith(env []string, args ...string) (*process, error) {
 // startUpstream starts the homeserver.
 func (b *bench) startUpstream() (*process, error) { return b.start(roleUpstream) }
 
-// startFreshen starts freshen in front of upstream, on the database at path.
-func (b *bench) startFreshen(part string, upstream *process, path string) (*process, error) {
-	args := []string{roleFreshen, "-homeserver", "http://" + upstream.addr, "-database", path}
+// startFreshen starts freshen in front of the homeserver at this address, on the database at path, with more arguments.
+func (b *bench) startFreshen(part, homeserver, path string, more ...string) (*process, error) {
+	args := append([]string{roleFreshen, "-homeserver", "http://" + homeserver, "-database", path}, more...)
 	if b.profile != "" {
 		args = append(args, "-cpu", filepath.Join(b.profile, part+".cpu.pprof"), "-heap", filepath.Join(b.profile, part+".heap.pprof"))
 	}
@@ -89,7 +90,9 @@ func (b *bench) startFreshen(part string, upstream *process, path string) (*proc
 func serveFreshen(ctx context.Context, args []string, stop io.Reader, out io.Writer) (err error) {
 	flags := flag.NewFlagSet(roleFreshen, flag.ContinueOnError)
 	homeserver := flags.String("homeserver", "", "its URL")
-	database := flags.String("database", "", "the SQLite file")
+	database := flags.String("database", "", "the SQLite file; the signing key is beside it")
+	postgres := flags.String("postgres", "", "the URL of a database in place of the file")
+	caFile := flags.String("ca", "", "the CA of other users' servers, on loopback addresses")
 	cpu := flags.String("cpu", "", "where to write a CPU profile")
 	heap := flags.String("heap", "", "where to write a profile of all allocations")
 	if err := flags.Parse(args); err != nil {
@@ -104,6 +107,16 @@ func serveFreshen(ctx context.Context, args []string, stop io.Reader, out io.Wri
 	cfg, err := configure(base, *database)
 	if err != nil {
 		return err
+	}
+	if *postgres != "" {
+		if cfg.Database.URL, err = url.Parse(*postgres); err != nil {
+			return err
+		}
+		cfg.Database.Path = ""
+	}
+	if *caFile != "" {
+		cfg.Federation.CAFile = *caFile
+		cfg.Federation.AllowNetworks = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
 	}
 	a, err := app.Open(ctx, cfg, slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError})))
 	if err != nil {

@@ -2,50 +2,52 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
+	"net/http/httputil"
 	"net/url"
 	"os"
 	"path/filepath"
-	"slices"
+	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	mxfed "maunium.net/go/mautrix/federation"
 	"maunium.net/go/mautrix/id"
 
-	"freshen/internal/app"
-	"freshen/internal/config"
 	"freshen/internal/federation/fedtest"
 	"freshen/internal/homeserver/hstest"
 )
 
-// world is freshen in this process, between a homeserver whose syncs wait and a remote server that speaks TLS and checks
-// the signature.
+const (
+	pathSync = "/_matrix/client/v3/sync"
+	// smallAnswer is more than a user's answer takes, in bytes.
+	smallAnswer = 2 << 10
+	// atATime is how many hurried polls freshen asks again at once.
+	atATime = 32
+	// quietAfter is how long after the last poll has come freshen has nothing left to do.
+	quietAfter = 1500 * time.Millisecond
+)
+
+// world is freshen, in processes of its own, between users and their homeserver and a remote server that speaks TLS and checks
+// the signature, which are all in this one: its clock sees when the remote's answer is out and when the users have theirs.
 type world struct {
-	testing.TB
-	ctx    context.Context
+	*bench
 	ca     *fedtest.CA
 	key    *mxfed.SigningKey
 	remote *fedtest.Homeserver
 	bob    id.UserID
 	dir    string
-	url    string   // of the first instance
-	urls   []string // of all
-	http   *http.Client
-	users  []string
+	url    string // of the first instance
+	users  []*user
 
-	direct  string        // the homeserver's own URL
 	waiting chan struct{} // gets one for each poll that has come to wait at the homeserver
 
 	mu       sync.Mutex
@@ -54,74 +56,88 @@ type world struct {
 	lists    int
 }
 
+// user has a connection to the instance of freshen where they poll, and one to the homeserver itself.
+type user struct {
+	number          int
+	name            string
+	through, direct *client
+	at, hs          string // their addresses
+	since           int
+}
+
 // newWorld starts freshen for so many users, who share a room with bob: on a file, or an instance on each of these Postgres
 // databases, which may be the same. The users poll at them in turn.
-func newWorld(ctx context.Context, tb testing.TB, users int, databases ...*url.URL) *world {
-	tb.Helper()
-	w := &world{TB: tb, ctx: ctx, ca: fedtest.NewCA(tb), dir: tb.TempDir(), waiting: make(chan struct{}, users), release: make(chan struct{})}
-	hs := hstest.New(tb)
-	w.direct = hs.URL().String()
-	hs.HandleFunc("/_matrix/client/v3/sync", w.sync)
-	for i := range users {
-		name := "user" + strconv.Itoa(i)
-		w.users = append(w.users, name)
-		hs.AddUser(token(name), userID(name), "DEVICE")
-	}
-	cfg, err := configure(hs.URL(), filepath.Join(w.dir, "freshen.db"))
+func newWorld(b *bench, users int, databases ...*url.URL) (*world, error) {
+	w := &world{bench: b, ca: fedtest.NewCA(b), dir: b.TempDir(), waiting: make(chan struct{}, users), release: make(chan struct{})}
+	// What a request for a sync costs the homeserver is taken from the cores that freshen needs, so it is not recorded.
+	rest := hstest.New(b)
+	front := httputil.NewSingleHostReverseProxy(rest.URL())
+	hs := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == pathSync {
+			w.sync(rw, r)
+		} else {
+			front.ServeHTTP(rw, r)
+		}
+	}))
+	b.Cleanup(hs.Close)
+	base, err := url.Parse(hs.URL)
 	if err != nil {
-		tb.Fatal(err)
+		return nil, err
+	}
+	path := filepath.Join(w.dir, "freshen.db")
+	cfg, err := configure(base, path)
+	if err != nil {
+		return nil, err
 	}
 	written, err := os.ReadFile(cfg.Homeserver.SigningKey)
 	if err != nil {
-		tb.Fatal(err)
+		return nil, err
 	}
 	if w.key, err = mxfed.ParseSynapseKey(strings.TrimSpace(string(written))); err != nil {
-		tb.Fatal(err)
+		return nil, err
 	}
-	listener := fedtest.NewNetwork(tb).Listen("127.1.0.1:443")
+	listener := fedtest.NewNetwork(b).Listen("127.1.0.1:443")
 	name := listener.Addr().String()
-	w.bob = id.UserID("@bob:" + name)
+	w.bob = bobAt(name)
 	w.remote = fedtest.NewHomeserver(name, serverName, w.key)
-	fedtest.ServeTLS(tb, listener, w.ca.Issue("127.0.0.1"), http.HandlerFunc(w.federation))
-	members := []id.UserID{w.bob}
-	for _, user := range w.users {
-		members = append(members, userID(user))
-	}
-	hs.SetRoom(sharedRoom, members...)
-	cfg.Federation.CAFile = w.ca.File()
-	cfg.Federation.AllowNetworks = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
-	transport := &http.Transport{MaxIdleConnsPerHost: users + 8}
-	w.http = &http.Client{Transport: transport}
-	if len(databases) == 0 {
-		databases = append(databases, nil)
-	}
-	for _, database := range databases {
+	fedtest.ServeTLS(b, listener, w.ca.Issue("127.0.0.1"), http.HandlerFunc(w.federation))
+	var instances []string
+	for _, database := range append(databases, nil)[:max(1, len(databases))] {
+		args := []string{"-ca", w.ca.File()}
 		if database != nil {
-			cfg.Database = config.Database{URL: database}
+			args = append(args, "-postgres", database.String())
 		}
-		a, err := app.Open(ctx, cfg, quiet())
+		p, err := b.startFreshen(fmt.Sprintf("wake%d-%d-%d", users, len(databases), len(instances)), base.Host, path, args...)
 		if err != nil {
-			tb.Fatal(err)
+			return nil, err
 		}
-		w.urls = append(w.urls, "http://"+a.Addr().String())
-		w.serve(a, transport)
+		instances = append(instances, p.addr)
 	}
-	w.url = w.urls[0]
-	return w
+	w.url = "http://" + instances[0]
+	members := []id.UserID{w.bob}
+	for i := range users {
+		u := &user{number: i, name: "user" + strconv.Itoa(i), at: instances[i%len(instances)], hs: base.Host}
+		rest.AddUser(token(u.name), userID(u.name), "DEVICE")
+		if err := u.connect(b); err != nil {
+			return nil, err
+		}
+		w.users = append(w.users, u)
+		members = append(members, userID(u.name))
+	}
+	rest.SetRoom(sharedRoom, members...)
+	return w, nil
 }
 
-// serve runs freshen until the end of the test.
-func (w *world) serve(a *app.App, transport *http.Transport) {
-	ctx, cancel := context.WithCancel(w.ctx)
-	done := make(chan error, 1)
-	go func() { done <- a.Run(ctx) }()
-	w.Cleanup(func() {
-		cancel()
-		transport.CloseIdleConnections()
-		if err := errors.Join(<-done, a.Close()); err != nil {
-			w.Errorf("freshen did not end well: %v", err)
-		}
-	})
+func (u *user) connect(b *bench) (err error) {
+	if u.through, err = dialWith(b.ctx, u.at, smallAnswer); err != nil {
+		return err
+	}
+	b.Cleanup(func() { _ = u.through.conn.Close() })
+	if u.direct, err = dialWith(b.ctx, u.hs, smallAnswer); err != nil {
+		return err
+	}
+	b.Cleanup(func() { _ = u.direct.conn.Close() })
+	return nil
 }
 
 // sync waits for news that never come, or answers at once if it is not to wait.
@@ -139,9 +155,10 @@ func (w *world) sync(rw http.ResponseWriter, r *http.Request) {
 		}
 	}
 	since, _ := strconv.Atoi(query.Get("since"))
-	hstest.WriteJSON(rw, http.StatusOK, map[string]any{
-		"next_batch": strconv.Itoa(since + 1), "device_one_time_keys_count": map[string]int{"signed_curve25519": 50},
-	})
+	body := fmt.Appendf(nil, `{"device_one_time_keys_count":{"signed_curve25519":50},"next_batch":"%d"}`, since+1)
+	rw.Header().Set("Content-Type", "application/json")
+	rw.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	_, _ = rw.Write(body)
 }
 
 // federation answers as the remote does, and takes the time once all of the answer's bytes are written.
@@ -170,24 +187,26 @@ func (w *world) change() {
 	w.remote.SetList(w.bob, deviceList(w.bob, 5, w.lists))
 }
 
-// woken is how one poll ended.
-type woken struct {
-	user string
+// end is how one poll ended.
+type end struct {
+	user *user
 	at   time.Time
-	next int
+	body []byte
 	err  error
 }
 
-// poll syncs and wants bob to be announced.
-func (w *world) poll(user string, since int) woken {
-	at := w.urls[len(w.urls)-1]
-	if n, err := strconv.Atoi(strings.TrimPrefix(user, "user")); err == nil {
-		at = w.urls[n%len(w.urls)]
-	}
-	body, err := w.ask(http.MethodGet, fmt.Sprintf("%s/_matrix/client/v3/sync?timeout=30000&since=%d", at, since), user, http.StatusOK)
-	end := woken{user: user, at: time.Now(), err: err}
-	if err != nil {
-		return end
+// poll syncs.
+func (u *user) poll(by *client, addr string) end {
+	r := request{addr, fmt.Sprintf("%s?timeout=30000&since=%d", pathSync, u.since), token(u.name)}
+	var body buffer
+	_, err := by.get(r.bytes(), &body)
+	return end{user: u, at: time.Now(), body: body, err: err}
+}
+
+// check wants bob to be announced, and takes the token.
+func (w *world) check(e end) error {
+	if e.err != nil {
+		return e.err
 	}
 	var answer struct {
 		NextBatch   string `json:"next_batch"`
@@ -195,77 +214,74 @@ func (w *world) poll(user string, since int) woken {
 			Changed []id.UserID `json:"changed"`
 		} `json:"device_lists"`
 	}
-	if end.err = json.Unmarshal(body, &answer); end.err != nil {
-		return end
+	if err := json.Unmarshal(e.body, &answer); err != nil {
+		return err
 	}
 	if len(answer.DeviceLists.Changed) != 1 || answer.DeviceLists.Changed[0] != w.bob {
-		end.err = fmt.Errorf("the sync of %s announces %q in place of %s", user, answer.DeviceLists.Changed, w.bob)
-		return end
+		return fmt.Errorf("the sync of %s announces %q in place of %s", e.user.name, answer.DeviceLists.Changed, w.bob)
 	}
-	end.next, end.err = strconv.Atoi(answer.NextBatch)
-	return end
-}
-
-// refresh asks for bob's list.
-func (w *world) refresh(user string) error {
-	_, err := w.ask(http.MethodPost, w.url+"/_matrix/client/v3/user/"+string(w.bob)+"/devices/refresh", user, http.StatusAccepted)
+	var err error
+	e.user.since, err = strconv.Atoi(answer.NextBatch)
 	return err
 }
 
-func (w *world) ask(method, url, user string, want int) ([]byte, error) {
-	req, err := http.NewRequestWithContext(w.ctx, method, url, http.NoBody)
+// refresh asks for bob's list as the first user.
+func (w *world) refresh() error {
+	req, err := http.NewRequestWithContext(w.ctx, http.MethodPost, w.url+"/_matrix/client/v3/user/"+string(w.bob)+"/devices/refresh", http.NoBody)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	req.Header.Set("Authorization", "Bearer "+token(user))
-	resp, err := w.http.Do(req)
+	req.Header.Set("Authorization", "Bearer "+token(w.users[0].name))
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != want {
-		err = fmt.Errorf("%s %s: status %d: %.200s", method, url, resp.StatusCode, body)
+	if err == nil && resp.StatusCode != http.StatusAccepted {
+		err = fmt.Errorf("the refresh is answered %d: %.200s", resp.StatusCode, body)
 	}
-	return body, err
+	return err
 }
 
 // wake has everybody's poll wait, refreshes as the first user, and returns how long after the remote's last byte each
-// sync's last byte was there.
-func (w *world) wake(since []int) ([]time.Duration, error) {
-	each, err := w.wakeEach(since)
-	return slices.Collect(maps.Values(each)), err
-}
-
-// wakeEach is wake, by the user's number.
-func (w *world) wakeEach(since []int) (each map[int]time.Duration, err error) {
-	each = map[int]time.Duration{}
+// user's sync's last byte was there, by their number.
+func (w *world) wake() ([]time.Duration, error) {
 	w.change()
-	ends := make(chan woken, len(w.users))
-	for i, user := range w.users {
-		go func() { ends <- w.poll(user, since[i]) }()
+	ends := make(chan end, len(w.users))
+	for _, u := range w.users {
+		go func() { ends <- u.poll(u.through, u.at) }()
 	}
 	if err := w.allWait(); err != nil {
 		return nil, err
 	}
-	if err := w.refresh(w.users[0]); err != nil {
+	defer undisturbed()()
+	if err := w.refresh(); err != nil {
 		return nil, err
 	}
-	for range w.users {
-		end := <-ends
-		if end.err != nil {
-			return nil, end.err
-		}
-		index, err := strconv.Atoi(strings.TrimPrefix(end.user, "user"))
-		if err != nil {
+	all := make([]end, len(w.users))
+	for i := range all {
+		all[i] = <-ends
+	}
+	each := make([]time.Duration, len(all))
+	for _, e := range all {
+		if err := w.check(e); err != nil {
 			return nil, err
 		}
-		each[index] = end.at.Sub(w.lastByte())
-		since[index] = end.next
+		each[e.user.number] = e.at.Sub(w.lastByte())
 	}
 	return each, nil
 }
 
+// undisturbed keeps the garbage of the users and the homeserver from being collected on the cores that freshen needs, until the
+// function that it returns is called.
+func undisturbed() (end func()) {
+	runtime.GC()
+	before := debug.SetGCPercent(-1)
+	return func() { debug.SetGCPercent(before) }
+}
+
+// allWait returns once all polls wait at the homeserver and nothing else happens.
 func (w *world) allWait() error {
 	for range w.users {
 		select {
@@ -274,22 +290,28 @@ func (w *world) allWait() error {
 			return errors.New("a poll has not come to wait at the homeserver")
 		}
 	}
-	return nil
+	if len(w.users) == 1 {
+		return nil
+	}
+	select { // until what was abandoned by the last wake is closed, and what these polls have acknowledged is saved
+	case <-time.After(quietAfter):
+		return nil
+	case <-w.ctx.Done():
+		return w.ctx.Err()
+	}
 }
 
 // write has everybody's poll wait at the homeserver itself, which answers them all at once, and returns how long after
 // that the last one's answer was there.
 func (w *world) write() (time.Duration, error) {
-	ends := make(chan woken, len(w.users))
-	for _, user := range w.users {
-		go func() {
-			_, err := w.ask(http.MethodGet, w.direct+"/_matrix/client/v3/sync?timeout=30000&since=1", user, http.StatusOK)
-			ends <- woken{at: time.Now(), err: err}
-		}()
+	ends := make(chan end, len(w.users))
+	for _, u := range w.users {
+		go func() { ends <- u.poll(u.direct, u.hs) }()
 	}
 	if err := w.allWait(); err != nil {
 		return 0, err
 	}
+	defer undisturbed()()
 	began := time.Now()
 	w.mu.Lock()
 	close(w.release)
@@ -306,6 +328,35 @@ func (w *world) write() (time.Duration, error) {
 		}
 	}
 	return last.Sub(began), nil
+}
+
+// question has the homeserver asked for everybody's sync by so few of them at a time, without waiting, and returns how long the
+// last answer took.
+func (w *world) question() (time.Duration, error) {
+	defer undisturbed()()
+	began := time.Now()
+	var asking sync.WaitGroup
+	failed := make(chan error, atATime)
+	for k := range atATime {
+		asking.Go(func() {
+			for i := k; i < len(w.users); i += atATime {
+				u := w.users[i]
+				r := request{u.hs, fmt.Sprintf("%s?timeout=0&since=%d", pathSync, u.since), token(u.name)}
+				if _, err := w.users[k].direct.get(r.bytes(), io.Discard); err != nil {
+					failed <- err
+					return
+				}
+			}
+		})
+	}
+	asking.Wait()
+	took := time.Since(began)
+	select {
+	case err := <-failed:
+		return 0, err
+	default:
+		return took, nil
+	}
 }
 
 // deviceList is the body of /user/devices for so many devices; version is in each device's keys.
