@@ -195,7 +195,7 @@ func (m *model) poll() {
 func (m *model) begin(c *client) {
 	c.since = c.token
 	if rapid.IntRange(0, 9).Draw(m.t, "first") == 0 {
-		c.since = ""
+		c.since, c.idle = "", ""
 		clear(c.sent) // it starts over, and may be given the token of a response that was lost
 	}
 	// What every response that ended in this token carried is acknowledged now.

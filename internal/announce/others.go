@@ -291,6 +291,9 @@ func (a *Announcer) learn(d *device, asked arrival, position *store.DevicePositi
 			}
 		}
 	}
+	if !slices.ContainsFunc(d.arrivals, func(one arrival) bool { return one.at.After(asked.at) }) {
+		d.heldSince = time.Time{} // what is held once more, for a later request, is held for as long again
+	}
 	for _, h := range heard {
 		for _, e := range h.acked {
 			d.ack(e.Target, e.Position)

@@ -10,7 +10,7 @@ import (
 )
 
 // maxUnseen is how many answers are remembered by their token of which it is not known whose they were.
-const maxUnseen = 64
+const maxUnseen = 1024
 
 // toldUnseen is of how many of them other instances are told the token, in the answer to each question about a device.
 const toldUnseen = 4
