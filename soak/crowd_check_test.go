@@ -230,7 +230,7 @@ func (c *crowdClient) acknowledged(target id.UserID, one change, carried []*exch
 			continue
 		}
 		for i := range c.exchanges {
-			if y := &c.exchanges[i]; y.since == e.next && !y.received.IsZero() && y.sent.After(e.received) && !c.shadowed(target, e, y) {
+			if y := &c.exchanges[i]; y.since == e.next && !y.received.IsZero() && y.sent.After(e.received) && !c.shadowed(target, one, e, y) {
 				take(acknowledgement{at: y.received, how: fmt.Sprintf("by the token %q at %q", y.since, y.via), itself: y})
 			}
 		}
@@ -239,11 +239,11 @@ func (c *crowdClient) acknowledged(target id.UserID, one change, carried []*exch
 }
 
 // shadowed says whether the token with which y asked may be that of another answer than e, which carried target: of one
-// to a request that was open when e was made, or was made after it; or of one that ended in it. What did not carry target
-// shadows e.
-func (c *crowdClient) shadowed(target id.UserID, e, y *exchange) bool {
+// to a request that was open when e was made, or was made after it; or of one that ended in it. What did not carry the change of
+// target, which may be since it was before it, shadows e.
+func (c *crowdClient) shadowed(target id.UserID, one change, e, y *exchange) bool {
 	return slices.ContainsFunc(c.exchanges, func(o exchange) bool {
-		if slices.Contains(o.changed, target) {
+		if slices.Contains(o.changed, target) && o.received.After(one.from) {
 			return false
 		}
 		over := o.received

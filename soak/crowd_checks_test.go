@@ -86,17 +86,24 @@ func TestTheCrowdsCheckFindsWhatIsWrong(t *testing.T) {
 			c.exchanges[2].changed = []id.UserID{target}
 			c.exchanges = append(c.exchanges, sync(70, 110, "s1", "s2"))
 		}, 1, ""},
+		{"again, where a lost answer had that token that named them for what was before", func(c *crowdClient) {
+			c.exchanges[3].changed = []id.UserID{target}
+			c.exchanges = append([]exchange{sync(51, 55, "s1", "s2", target)}, c.exchanges...)
+			c.exchanges[0].lost = true
+			c.queries = []queriedKeys{queried(56, 58)}
+			c.w.changed = append(c.w.changed, change{target: target, by: alice, from: at(10), to: at(15)})
+		}, 1, ""},
 		{"somebody who does not concern the user", func(c *crowdClient) { c.exchanges[3].changed = []id.UserID{somebody} }, 1, "does not concern"},
 		{"the same by /keys/changes", func(c *crowdClient) { c.asked = []id.UserID{somebody} }, 1, "does not concern"},
 		{"a change that another user alone was told of", func(c *crowdClient) { c.user = carol }, 1, "does not concern"},
 	} {
 		c := good()
-		test.edit(c)
 		w := &crowd{
 			clients: []*crowdClient{c}, instances: make([]*instance, test.instances), members: map[id.UserID]map[id.UserID]bool{alice: {target: true}},
 			changed: []change{{target: target, by: "@dave:example.org", from: at(100), to: at(115)}},
 		}
 		c.w = w
+		test.edit(c)
 		h := &history{fetches: map[id.UserID][]fetch{target: {{target: target, by: "ax1", arrived: at(105), ended: at(110), answered: true, ok: true, list: 1}}}}
 		complaints, _ := w.check(h)
 		got := strings.Join(complaints, "\n")
