@@ -15,7 +15,7 @@ const (
 	manyPercent = 15
 	// manyBytes is what it may grow by in any case, so that it is not collected again and again while a thousand polls are
 	// answered at once.
-	manyBytes = 32 << 20
+	manyBytes = 20 << 20
 )
 
 // boundMemory keeps what is garbage small beside what polls that wait take, which lives for long: with ten thousand of

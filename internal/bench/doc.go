@@ -3,6 +3,6 @@
 // to read it.
 //
 // What is measured under load runs in three processes, as on a site: this one sends the requests, and the program
-// started again plays the homeserver and freshen itself, wired by package app. Wakes and refreshes run in one process,
-// so that one clock sees the end of the other server's answer and the end of the client's.
+// started again plays the homeserver and freshen itself, wired by package app. For wakes and refreshes this one plays the
+// homeserver and the other server as well, so that one clock sees the end of the other server's answer and the end of the client's.
 package main

@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	queueRounds  = 3
+	queueRounds  = 7
 	queueDebts   = 6_400 // a round
 	queueServers = 640   // of ten debts each
 	// together is how many callers there are at once, and how many changes a commit of the bare statements has.
