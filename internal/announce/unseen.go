@@ -26,6 +26,7 @@ type Unseen struct {
 	nobodys bool // it will never be known
 	ended   bool
 	settled bool
+	awaited bool  // it is counted in unseens.awaited
 	token   token // 0 if it is not known
 }
 
@@ -33,8 +34,10 @@ type Unseen struct {
 type unseens struct {
 	mu   sync.Mutex
 	all  []*Unseen
-	lost time.Time     // when the last began that is not among them any more
-	news chan struct{} // closed once more is known of one of them; nil if nobody waits for that
+	lost time.Time // when the last began that is not among them any more
+	// awaited counts those whose it is still being found out, by token.
+	awaited map[token]int
+	news    chan struct{} // closed once that is known of one of them; nil if nobody waits for that
 }
 
 // Unseen records that such an answer begins.
@@ -68,12 +71,18 @@ func (u *Unseen) learn(news func()) {
 	case !slices.Contains(all.all, u):
 		if len(all.all) == maxUnseen {
 			all.lost = later(all.lost, all.all[0].began)
+			all.found(all.all[0])
 			all.all = slices.Delete(all.all, 0, 1)
 		}
 		all.all = append(all.all, u)
+		if all.awaited == nil {
+			all.awaited = map[token]int{}
+		}
+		all.awaited[u.token]++
+		u.awaited = true
 	}
 	if u.nobodys {
-		all.tell()
+		all.found(u)
 	}
 	all.mu.Unlock()
 	if !theirs {
@@ -85,19 +94,24 @@ func (u *Unseen) learn(news func()) {
 	d.mu.Unlock()
 	all.mu.Lock()
 	all.all = slices.DeleteFunc(all.all, func(other *Unseen) bool { return other == u })
-	all.tell()
+	all.found(u)
 	all.mu.Unlock()
 }
 
-func (u *unseens) tell() {
+// found says that nothing more will be found out about one of them.
+func (u *unseens) found(one *Unseen) {
+	if !one.awaited {
+		return
+	}
+	one.awaited = false
+	if u.awaited[one.token]--; u.awaited[one.token] == 0 {
+		delete(u.awaited, one.token)
+	}
 	if u.news != nil {
 		close(u.news)
 		u.news = nil
 	}
 }
-
-// mayEndIn says whether it may be the answer that ended in t; 0 stands for any.
-func (u *Unseen) mayEndIn(t token) bool { return t == 0 || u.token == 0 || u.token == t }
 
 // pending says whether it is still being found out whose an answer was that may have ended in one of these tokens.
 func (a *Announcer) pending(tokens ...token) bool {
@@ -107,7 +121,7 @@ func (a *Announcer) pending(tokens ...token) bool {
 }
 
 func (u *unseens) pending(tokens []token) bool {
-	return slices.ContainsFunc(u.all, func(one *Unseen) bool { return !one.nobodys && slices.ContainsFunc(tokens, one.mayEndIn) })
+	return len(tokens) > 0 && u.awaited[0] > 0 || slices.ContainsFunc(tokens, func(t token) bool { return u.awaited[t] > 0 })
 }
 
 // known returns once it is known, of every answer that may have ended in one of these tokens, whose it was or that it will not be;
@@ -154,7 +168,7 @@ func (a *Announcer) unnoticed(t token) time.Time {
 	defer all.mu.Unlock()
 	last := all.lost
 	for _, u := range all.all {
-		if u.mayEndIn(t) {
+		if u.token == 0 || u.token == t {
 			last = later(last, u.began)
 		}
 	}
