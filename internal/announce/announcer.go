@@ -64,6 +64,7 @@ type Announcer struct {
 
 	mu      sync.Mutex
 	devices map[freshen.Requester]*device
+	users   map[id.UserID][]*device // the same
 }
 
 // question is whether announcements concern a user: in whose rooms are the targets?
@@ -97,6 +98,7 @@ func Open(ctx context.Context, s *store.Store, r *rooms.Rooms, log *slog.Logger,
 
 		inquiries: make(chan *device, questionsWaiting),
 		devices:   map[freshen.Requester]*device{},
+		users:     map[id.UserID][]*device{},
 	}
 	if s.Shared() {
 		a.others = s
@@ -120,14 +122,15 @@ func (a *Announcer) Announced(all []store.Announcement) {
 		return
 	}
 	a.counters.announced.Add(int64(len(all)))
-	a.reconsider(func(user id.UserID) bool {
-		for _, one := range all {
-			if one.Audience == "" || one.Audience == user {
-				return true
-			}
+	var users []id.UserID
+	for _, one := range all {
+		if one.Audience == "" {
+			a.reconsider(a.all(), question{})
+			return
 		}
-		return false
-	}, question{})
+		users = append(users, one.Audience)
+	}
+	a.reconsider(a.of(users), question{})
 }
 
 // Explore finds out which local users a change of target's concerns, from the view of who, and wakes them.
@@ -157,10 +160,7 @@ func (a *Announcer) SharesOf(ctx context.Context, who id.UserID, cred homeserver
 // has none, and about whom the homeserver does not answer in time, is in neither.
 func (a *Announcer) Sharing(ctx context.Context, users []id.UserID, target id.UserID) (yes, no []id.UserID) {
 	polling := map[id.UserID]homeserver.Credentials{}
-	for _, d := range a.all() {
-		if !slices.Contains(users, d.who.UserID) {
-			continue
-		}
+	for _, d := range a.of(users) {
 		d.mu.Lock()
 		if p := d.newest(); p != nil {
 			polling[d.who.UserID] = p.cred
@@ -192,6 +192,20 @@ func (a *Announcer) all() []*device {
 	return all
 }
 
+// of are the devices in memory of these users.
+func (a *Announcer) of(users []id.UserID) (all []*device) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	seen := make(map[id.UserID]struct{}, len(users))
+	for _, user := range users {
+		if _, again := seen[user]; !again {
+			seen[user] = struct{}{}
+			all = append(all, a.users[user]...)
+		}
+	}
+	return all
+}
+
 // device returns what is in memory of a device; loading it from the database is begun if it is new there.
 func (a *Announcer) device(who freshen.Requester) *device {
 	a.mu.Lock()
@@ -205,6 +219,7 @@ func (a *Announcer) deviceLocked(who freshen.Requester) *device {
 		d = a.newDevice(who)
 		d.usedAt = a.now()
 		a.devices[who] = d
+		a.users[who.UserID] = append(a.users[who.UserID], d)
 		a.load(d)
 	}
 	return d
@@ -223,13 +238,11 @@ func (a *Announcer) load(d *device) {
 	}
 }
 
-// reconsider has the polls of these users look again at what they are owed. answered is the question whose answer is
+// reconsider has the polls of these devices look again at what they are owed. answered is the question whose answer is
 // the occasion, if one is.
-func (a *Announcer) reconsider(concerns func(id.UserID) bool, answered question) {
-	for _, d := range a.all() {
-		if concerns(d.who.UserID) {
-			a.consider(d, answered)
-		}
+func (a *Announcer) reconsider(devices []*device, answered question) {
+	for _, d := range devices {
+		a.consider(d, answered)
 	}
 }
 

@@ -41,7 +41,7 @@ func (a *Announcer) answer(ctx context.Context) {
 			a.log.Warn("the homeserver did not say with whom a user shares rooms; asking again at their next poll",
 				"user", q.user, "err", err)
 		}
-		a.reconsider(func(user id.UserID) bool { return concerned[user] }, q)
+		a.reconsider(a.of(concerned), q)
 		a.underway.Done()
 	}
 }
@@ -63,14 +63,12 @@ func (a *Announcer) nextQuestion(ctx context.Context) (q question, ok bool) {
 
 // ask puts the question, as far as the answer has not become known by itself. It names those whom it has told about,
 // also with an error.
-func (a *Announcer) ask(ctx context.Context, q question) (concerned map[id.UserID]bool, err error) {
-	concerned = map[id.UserID]bool{q.user: true}
+func (a *Announcer) ask(ctx context.Context, q question) (concerned []id.UserID, err error) {
+	concerned = []id.UserID{q.user}
 	if q.explore {
 		for _, one := range q.about {
 			locals, err := a.rooms.Neighbours(ctx, q.user, q.cred, one.Target)
-			for _, local := range locals {
-				concerned[local] = true
-			}
+			concerned = append(concerned, locals...)
 			if err != nil {
 				return concerned, err
 			}
@@ -218,6 +216,21 @@ func (a *Announcer) evict(now time.Time) {
 		if len(d.responses)+len(d.carries)+len(d.hurried) > 0 && idle <= idleCarrying {
 			return false
 		}
-		return (d.failed || d.loaded && !d.dirty) && len(d.polls) == 0 && idle > idleAfter
+		gone := (d.failed || d.loaded && !d.dirty) && len(d.polls) == 0 && idle > idleAfter
+		if gone {
+			a.dropLocked(d)
+		}
+		return gone
 	})
+}
+
+// dropLocked forgets a device among its user's.
+func (a *Announcer) dropLocked(d *device) {
+	user := d.who.UserID
+	rest := slices.DeleteFunc(a.users[user], func(other *device) bool { return other == d })
+	if len(rest) == 0 {
+		delete(a.users, user)
+		return
+	}
+	a.users[user] = rest
 }
