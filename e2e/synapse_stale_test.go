@@ -238,8 +238,30 @@ func TestBetweenSynapses(t *testing.T) {
 		t.Fatalf("Synapse does not heal by itself: %v\n%s", err, world.A.LogTail())
 	}
 	p.requireDevices(t, ctx, p.through, "through freshen after Synapse healed", p.bob, laptop, watch, tablet)
+	p.awaitKnown(t, ctx, tablet) // her client asks for his keys when it hears of either update, in its own time
 	p.requireReads(t, ctx, "Can your tablet read this?", tablet)
 	p.requireRetired(t, ctx)
+}
+
+// awaitKnown returns once Alice's own client knows the device.
+func (p *pair) awaitKnown(t *testing.T, ctx context.Context, device *client.Client) {
+	t.Helper()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		known, err := p.alice.Known(ctx, device.UserID())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := known[device.DeviceID()]; ok {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			t.Fatalf("Alice's client never learns of %s, and knows %v", device.Name(), known)
+		case <-tick.C:
+		}
+	}
 }
 
 // awaitDevices asks until Synapse itself has them. It says that a list changed twice where the keys come in two updates.
