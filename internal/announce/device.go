@@ -195,7 +195,7 @@ func (d *device) arrive(since string) {
 		return
 	}
 	a := arrival{token: tokenOf(since), at: d.moment()}
-	if !d.shared && !(d.ends(a) && d.pending(a.token)) {
+	if !d.shared && (!d.ends(a) || !d.pending(a.token)) {
 		d.take(a, []hearsay{{answers: answers{horizon: d.unseen(a.token)}}})
 		return
 	}

@@ -51,5 +51,5 @@ func (a *App) boundMemory(ctx context.Context) {
 func heapInUse() int {
 	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
 	metrics.Read(sample)
-	return max(1, int(min(sample[0].Value.Uint64(), 1<<50))) //nolint:gosec // bounded
+	return max(1, int(min(sample[0].Value.Uint64(), 1<<50)))
 }
