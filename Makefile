@@ -65,7 +65,7 @@ lint: go ## Look for mistakes: gofmt, go vet, golangci-lint
 docs: go ## Write the table of keys in docs/configuration.md anew, from the code
 	$(GO) generate ./internal/config
 
-bench: go ## Measure freshen beside a direct connection and print a table (5 minutes; PARTS=sync,wake for some)
+bench: go ## Measure freshen beside a direct connection and print a table (15 minutes; PARTS=sync,wake for some)
 	$(GO) build -o $(BIN)/bench ./internal/bench
 	$(BIN)/bench $(if $(PARTS),-only $(PARTS))
 
