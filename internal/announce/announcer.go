@@ -52,7 +52,7 @@ type Announcer struct {
 	explores chan question
 	asking   sync.Map // userTarget → struct{}: questions that are under way
 	loads    chan *device
-	// inquiries are the devices about which other instances are to be asked.
+	// inquiries are the devices of which it is to be found out what their tokens prove.
 	inquiries chan *device
 	failing   bool // saving failed last; flush's own
 	// underway counts the questions and loads that wait or run.

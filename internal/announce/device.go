@@ -195,7 +195,11 @@ func (d *device) arrive(since string) {
 		return
 	}
 	a := arrival{token: tokenOf(since), at: d.moment()}
-	if !d.shared && (!d.ends(a) || !d.pending(a.token)) {
+	switch {
+	case d.shared:
+	case !d.ends(a):
+		return // as most do, so that nothing is looked for
+	case !d.pending(a.token):
 		d.take(a, []hearsay{{answers: answers{horizon: d.unseen(a.token)}}})
 		return
 	}

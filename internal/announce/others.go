@@ -92,7 +92,8 @@ func (d *device) held(a store.Announcement) bool {
 	return true
 }
 
-// askOthers has other instances asked about the device. The caller has locked it.
+// askOthers has it found out what the tokens prove that the device came with, from other instances if there are any. The caller has
+// locked it.
 func (a *Announcer) askOthers(d *device) {
 	if d.asking {
 		return
@@ -185,7 +186,7 @@ func (a *Announcer) inquireAbout(ctx context.Context, devices []*device, late *s
 		late.Go(func() {
 			waiting, cancel := context.WithTimeout(ctx, heldAtMost)
 			defer cancel()
-			a.known(waiting, tokens[i])
+			a.await(waiting, tokens[i])
 			learn()
 		})
 	}

@@ -124,9 +124,9 @@ func (u *unseens) pending(tokens []token) bool {
 	return len(tokens) > 0 && u.awaited[0] > 0 || slices.ContainsFunc(tokens, func(t token) bool { return u.awaited[t] > 0 })
 }
 
-// known returns once it is known, of every answer that may have ended in one of these tokens, whose it was or that it will not be;
+// await returns once it is known, of every answer that may have ended in one of these tokens, whose it was or that it will not be;
 // or when ctx is done.
-func (a *Announcer) known(ctx context.Context, tokens []token) {
+func (a *Announcer) await(ctx context.Context, tokens []token) {
 	all := &a.unseen
 	for ctx.Err() == nil {
 		all.mu.Lock()

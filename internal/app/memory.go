@@ -26,14 +26,13 @@ func (a *App) boundMemory(ctx context.Context) {
 	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	usual := debug.SetGCPercent(manyPercent)
-	debug.SetGCPercent(usual)
+	usual := runtimeValue("/gc/gogc:percent")
 	set := usual
 	defer func() { debug.SetGCPercent(usual) }()
 	for {
 		percent := usual
 		if a.proxy.Polls() >= manyPolls {
-			percent = min(usual, max(manyPercent, manyBytes*100/heapInUse()))
+			percent = min(usual, max(manyPercent, manyBytes*100/max(1, runtimeValue("/gc/heap/live:bytes"))))
 		}
 		if 10*max(percent-set, set-percent) > set { // setting it stops everything for a moment
 			debug.SetGCPercent(percent)
@@ -47,9 +46,9 @@ func (a *App) boundMemory(ctx context.Context) {
 	}
 }
 
-// heapInUse is what the last collection found in use, in bytes; at least 1.
-func heapInUse() int {
-	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+// runtimeValue is one of the runtime's own metrics, which are whole numbers.
+func runtimeValue(name string) int {
+	sample := []metrics.Sample{{Name: name}}
 	metrics.Read(sample)
-	return max(1, int(min(sample[0].Value.Uint64(), 1<<50)))
+	return int(min(sample[0].Value.Uint64(), 1<<50))
 }

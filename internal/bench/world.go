@@ -24,14 +24,13 @@ import (
 
 	"freshen/internal/federation/fedtest"
 	"freshen/internal/homeserver/hstest"
+	"freshen/internal/overlay"
 )
 
 const (
 	pathSync = "/_matrix/client/v3/sync"
 	// smallAnswer is more than a user's answer takes, in bytes.
 	smallAnswer = 2 << 10
-	// atATime is how many hurried polls freshen asks again at once.
-	atATime = 32
 	// quietAfter is how long after the last poll has come freshen has nothing left to do.
 	quietAfter = 1500 * time.Millisecond
 )
@@ -102,7 +101,10 @@ func newWorld(b *bench, users int, databases ...*url.URL) (*world, error) {
 	w.remote = fedtest.NewHomeserver(name, serverName, w.key)
 	fedtest.ServeTLS(b, listener, w.ca.Issue("127.0.0.1"), http.HandlerFunc(w.federation))
 	var instances []string
-	for _, database := range append(databases, nil)[:max(1, len(databases))] {
+	if len(databases) == 0 {
+		databases = []*url.URL{nil} // the file
+	}
+	for _, database := range databases {
 		args := []string{"-ca", w.ca.File()}
 		if database != nil {
 			args = append(args, "-postgres", database.String())
@@ -336,10 +338,10 @@ func (w *world) question() (time.Duration, error) {
 	defer undisturbed()()
 	began := time.Now()
 	var asking sync.WaitGroup
-	failed := make(chan error, atATime)
-	for k := range atATime {
+	failed := make(chan error, overlay.MaxHurried)
+	for k := range overlay.MaxHurried {
 		asking.Go(func() {
-			for i := k; i < len(w.users); i += atATime {
+			for i := k; i < len(w.users); i += overlay.MaxHurried {
 				u := w.users[i]
 				r := request{u.hs, fmt.Sprintf("%s?timeout=0&since=%d", pathSync, u.since), token(u.name)}
 				if _, err := w.users[k].direct.get(r.bytes(), io.Discard); err != nil {

@@ -6,10 +6,10 @@ import (
 	"sync"
 )
 
-// maxHurried is how many hurried polls are asked again at once; on one machine 64 and 128 are no faster. A thousand at once would each need a connection of its
-// own, and have the homeserver do a thousand syncs in one moment; so they come one soon after the other, over few
-// connections.
-const maxHurried = 32
+// MaxHurried is how many hurried polls are asked again at once; on one machine 64 and 128 are no faster. A thousand at once
+// would each need a connection of its own, and have the homeserver do a thousand syncs in one moment; so they come one soon
+// after the other, over few connections.
+const MaxHurried = 32
 
 // turn is where a poll stands that is to be hurried.
 type turn uint8
@@ -88,7 +88,7 @@ func (h *hurried) done(x *syncExchange) {
 func (h *hurried) next() {
 	for {
 		h.mu.Lock()
-		if len(h.queue) == 0 || h.running >= maxHurried {
+		if len(h.queue) == 0 || h.running >= MaxHurried {
 			h.mu.Unlock()
 			return
 		}
