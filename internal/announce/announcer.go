@@ -260,6 +260,10 @@ func (a *Announcer) consider(d *device, answered question) {
 		}
 		return
 	}
+	if answered.user != "" && !d.unsure {
+		d.mu.Unlock()
+		return // the answer tells it nothing
+	}
 	entries, unknown, held := d.owed(a.stream, a.rooms.KnownSince)
 	wake := d.toWake(entries)
 	if len(held) > 0 {

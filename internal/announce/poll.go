@@ -101,12 +101,15 @@ func (p *Poll) Delivered(entries []Entry, nextBatch string) {
 		p.d.hurried[e.Target] = max(p.d.hurried[e.Target], e.Position)
 		upto = min(upto, e.Position-1)
 	}
-	if nextBatch != "" {
-		p.d.carried(entries, p.since, nextBatch, p.asked)
-	} else {
+	switch nextBatch {
+	case "":
 		p.d.answers.gave(upto, nil, p.d.moment())
+	case p.since:
+		p.d.carried(entries, p.since, nextBatch, p.asked)
+		p.d.owed(p.a.stream, p.a.rooms.KnownSince) // since this may have acknowledged them
+	default:
+		p.d.carried(entries, p.since, nextBatch, p.asked)
 	}
-	p.d.owed(p.a.stream, p.a.rooms.KnownSince)
 }
 
 // End is called once the response is out, or has failed: then another poll of the device takes its place. If there was
