@@ -108,18 +108,20 @@ func (p *Proxy) ask(w http.ResponseWriter, r *http.Request, x exchange) (*http.R
 	if poll.waits {
 		out.Wait = waiting{poll}
 	}
+	abandoned := false
+	out.Again = func() {
+		abandoned = true
+		path, query, queried := strings.Cut(r.RequestURI, "?")
+		query, out.Body = poll.withoutWaiting(query)
+		if queried {
+			out.Target = p.prefix + path + "?" + query
+		}
+	}
 	resp, err := p.wire.RoundTrip(r.Context(), &out)
-	if !errors.Is(err, wire.ErrAbandoned) {
-		return resp, err
+	if abandoned {
+		p.hurried.done(poll)
 	}
-	path, query, queried := strings.Cut(r.RequestURI, "?")
-	query, out.Body = poll.withoutWaiting(query)
-	if queried {
-		out.Target = p.prefix + path + "?" + query
-	}
-	out.Wait = nil
-	defer p.hurried.done(poll)
-	return p.wire.RoundTrip(r.Context(), &out)
+	return resp, err
 }
 
 // waiting lets a poll be abandoned.

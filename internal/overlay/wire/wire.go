@@ -54,6 +54,8 @@ type Request struct {
 	Body   []byte
 	// Wait says that the answer may take long, and is told how to abandon it; nil for one that comes soon.
 	Wait Wait
+	// Again changes the request when it is abandoned, to be sent once more without Wait; nil where that is not wanted.
+	Again func()
 	// Interim is told of the 1xx answers; nil where nobody wants to hear of them.
 	Interim func(status int, header http.Header)
 }
@@ -67,7 +69,7 @@ type Wait interface {
 	Over() (abandoned bool)
 }
 
-// ErrAbandoned is what RoundTrip returns if the request was abandoned.
+// ErrAbandoned is what RoundTrip returns if the request was abandoned and has no [Request.Again].
 var ErrAbandoned = errors.New("the request was abandoned while it waited for its answer")
 
 // Transport is the connections. It may be used by several goroutines at once.
@@ -142,26 +144,64 @@ type conn struct {
 // RoundTrip sends the request and returns once the head of the answer is there. The body, which is a [*Body] or
 // [http.NoBody], must be closed.
 func (t *Transport) RoundTrip(ctx context.Context, req *Request) (*http.Response, error) {
+	u := &use{t: t, ctx: ctx}
+	u.stop = context.AfterFunc(ctx, u.hangUp)
 	for {
-		c, kept, err := t.get(ctx)
+		kept, err := u.connect()
 		if err != nil {
+			u.stop()
 			return nil, err
 		}
-		resp, untouched, err := t.ask(ctx, c, req)
-		if err == nil {
+		resp, untouched, err := u.ask(req)
+		switch {
+		case err == nil:
 			return resp, nil
+		case ctx.Err() != nil:
+			err = context.Cause(ctx)
+		case errors.Is(err, ErrAbandoned):
+			if req.Again != nil {
+				req.Again()
+				req.Wait, req.Again = nil, nil
+				continue
+			}
+		case kept && untouched:
+			continue // the server had closed it in the moment in which we took it
 		}
-		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
-		}
-		if errors.Is(err, ErrAbandoned) {
-			return nil, err
-		}
-		// The server had closed it in the moment in which we took it.
-		if !kept || !untouched {
-			return nil, err
-		}
+		u.stop()
+		return nil, err
 	}
+}
+
+// use is what one request has of the transport: a connection, or one after the other, until the body of its answer is read. It
+// hangs up when its context ends.
+type use struct {
+	t    *Transport
+	ctx  context.Context
+	stop func() bool // the watch for the context's end
+
+	mu   sync.Mutex
+	c    *conn
+	hung bool
+}
+
+func (u *use) hangUp() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.hung = true
+	if u.c != nil {
+		_ = u.c.net.SetDeadline(longAgo)
+	}
+}
+
+// connect takes the connection to use from now on.
+func (u *use) connect() (kept bool, err error) {
+	c, kept, err := u.t.get(u.ctx)
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.c = c; err == nil && u.hung {
+		_ = c.net.SetDeadline(longAgo)
+	}
+	return kept, err
 }
 
 func (t *Transport) get(ctx context.Context) (c *conn, kept bool, err error) {
@@ -245,15 +285,13 @@ var longAgo = time.Unix(1, 0)
 
 // ask uses the connection for one request. On an error it is closed, and untouched says that not one byte of an answer
 // had come.
-func (t *Transport) ask(ctx context.Context, c *conn, req *Request) (_ *http.Response, untouched bool, err error) {
-	stop := context.AfterFunc(ctx, func() { _ = c.net.SetDeadline(longAgo) })
+func (u *use) ask(req *Request) (_ *http.Response, untouched bool, err error) {
+	c := u.c
 	defer func() {
 		switch {
 		case errors.Is(err, ErrAbandoned):
-			stop()
-			t.closeLater(c)
+			u.t.closeLater(c)
 		case err != nil:
-			stop()
 			c.close()
 		}
 	}()
@@ -274,7 +312,7 @@ func (t *Transport) ask(ctx context.Context, c *conn, req *Request) (_ *http.Res
 		return nil, false, err
 	}
 	c.head.left = -1
-	b := &Body{body: resp.Body, t: t, c: c, ctx: ctx, stop: stop, keep: !resp.Close, known: resp.ContentLength >= 0}
+	b := &Body{body: resp.Body, use: u, keep: !resp.Close, known: resp.ContentLength >= 0}
 	if resp.Body == http.NoBody {
 		b.end(true)
 	} else {
@@ -377,11 +415,9 @@ func (c *conn) doneReading() (left bool) {
 
 // Body is an answer's. Read to its end, it gives the connection back.
 type Body struct {
+	*use
+
 	body  io.Reader
-	t     *Transport
-	c     *conn
-	ctx   context.Context
-	stop  func() bool
 	keep  bool
 	known bool // the length
 	done  bool

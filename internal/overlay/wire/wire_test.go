@@ -375,6 +375,59 @@ func TestAbandon(t *testing.T) {
 	}
 }
 
+// A poll that is to be asked again is, on another connection, as the request then stands; and who hangs up while that waits
+// ends it as well.
+func TestAskedAgain(t *testing.T) {
+	for name, leaves := range map[string]bool{"the client stays": false, "the client hangs up": true} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			cause := errors.New("the client hung up")
+			gone := make(chan struct{})
+			s := serve(t, func(conn net.Conn, req *http.Request, n int64) bool {
+				switch {
+				case n == 1: // the poll, which is left alone for a second
+					_, _ = conn.Read(make([]byte, 1))
+					return false
+				case req.URL.RawQuery != "again":
+					t.Errorf("asked again for %q", req.URL.RawQuery)
+				case leaves:
+					cancel(cause)
+					_, _ = conn.Read(make([]byte, 1)) // until the other end leaves
+					close(gone)
+					return false
+				}
+				return text(conn, "HTTP/1.1 200 OK\nContent-Length: 2\n\nok")
+			})
+			tr := transport(t, s)
+			req := request(s, http.MethodGet)
+			req.Wait = &waits{during: true}
+			req.Again = func() { req.Target = "/x?again" }
+			resp, err := tr.RoundTrip(ctx, req)
+			if leaves {
+				if !errors.Is(err, cause) {
+					t.Errorf("it ended with %v, not with why it was cancelled", err)
+				}
+				select {
+				case <-gone:
+				case <-time.After(patience):
+					t.Error("the server was not left")
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if body, err := io.ReadAll(resp.Body); string(body) != "ok" || err != nil {
+				t.Errorf("got %q %v", body, err)
+			}
+			_ = resp.Body.Close()
+			if status, _, err := ask(t, tr, &wire.Request{Method: http.MethodGet, Target: "/x?again", Host: s.addr, Header: request(s, http.MethodGet).Header}); status != 200 || err != nil || s.conns.Load() != 2 {
+				t.Errorf("afterwards: %d %v over %d connections, want the second again", status, err, s.conns.Load())
+			}
+		})
+	}
+}
+
 // Ready is what keeps a part of an answer from waiting for the next: it may not be true of what is yet to come.
 func TestReady(t *testing.T) {
 	for name, c := range map[string]struct {
