@@ -325,7 +325,8 @@ func (x *syncExchange) edit(resp *http.Response) error {
 	case !deaf:
 		unseen = x.begins(k)
 	}
-	watch := (!deaf || learn) && k.mayBeAnnounced(who)
+	// Where an answer is edited in any case, watching it as well costs less than to find out that there is nothing to watch for.
+	watch := (!deaf || learn) && (len(entries) > 0 || k.mayBeAnnounced(who))
 	if len(entries) == 0 && !watch && !learn {
 		if unseen != nil {
 			x.lookForToken(resp, unseen)
