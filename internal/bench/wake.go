@@ -59,7 +59,7 @@ func wakes(b *bench) error {
 	}
 	var later []time.Duration
 	var slower, beside []float64
-	var writing, least, waking []time.Duration
+	var writing, least, waking, bursts []time.Duration
 	for range wakesOfMany {
 		written, err := crowd.write()
 		if err != nil {
@@ -73,7 +73,7 @@ func wakes(b *bench) error {
 		if err != nil {
 			return err
 		}
-		later = append(later, each...)
+		later, bursts = append(later, each...), append(bursts, quantile(each, 0.99))
 		last := quantile(each, 1)
 		writing, waking, slower = append(writing, written), append(waking, last), append(slower, float64(last)/float64(written))
 		least, beside = append(least, written+questioned), append(beside, float64(last)/float64(written+questioned))
@@ -92,6 +92,8 @@ func wakes(b *bench) error {
 		}
 		b.out.add(r)
 	}
+	b.out.add(row{name: fmt.Sprintf("- of each of %d times the p99: the least, median, worst", wakesOfMany), freshen: fmt.Sprintf("%s, %s, %s",
+		ms(quantile(bursts, 0)), ms(median(bursts)), ms(quantile(bursts, 1)))})
 	if err := wakesOfTwo(b); err != nil {
 		return err
 	}

@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/http/httputil"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -45,22 +45,23 @@ type world struct {
 	bob    id.UserID
 	dir    string
 	url    string // of the first instance
+	hs     string // the homeserver's address
 	users  []*user
 
-	waiting chan struct{} // gets one for each poll that has come to wait at the homeserver
+	waiting chan struct{} // gets one for each poll that has come to wait
 
 	mu       sync.Mutex
-	release  chan struct{} // closed: the polls that wait there of themselves are answered
+	release  chan struct{} // closed: the polls that wait at the plain server are answered
 	answered time.Time     // when the remote's last byte was written
 	lists    int
 }
 
-// user has a connection to the instance of freshen where they poll, and one to the homeserver itself.
+// user has a connection to the instance of freshen where they poll, and one to a server of net/http's, as freshen is one.
 type user struct {
 	number          int
 	name            string
 	through, direct *client
-	at, hs          string // their addresses
+	at, plain       string // their addresses
 	since           int
 }
 
@@ -68,21 +69,18 @@ type user struct {
 // databases, which may be the same. The users poll at them in turn.
 func newWorld(b *bench, users int, databases ...*url.URL) (*world, error) {
 	w := &world{bench: b, ca: fedtest.NewCA(b), dir: b.TempDir(), waiting: make(chan struct{}, users), release: make(chan struct{})}
-	// What a request for a sync costs the homeserver is taken from the cores that freshen needs, so it is not recorded.
 	rest := hstest.New(b)
-	front := httputil.NewSingleHostReverseProxy(rest.URL())
-	hs := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == pathSync {
-			w.sync(rw, r)
-		} else {
-			front.ServeHTTP(rw, r)
-		}
-	}))
-	b.Cleanup(hs.Close)
-	base, err := url.Parse(hs.URL)
+	var listening net.ListenConfig
+	hs, err := listening.Listen(b.ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
+	b.Cleanup(func() { _ = hs.Close() })
+	go (&terse{rest: rest.URL(), waiting: w.waiting}).serve(hs)
+	w.hs = hs.Addr().String()
+	base := &url.URL{Scheme: "http", Host: w.hs}
+	plain := httptest.NewServer(http.HandlerFunc(w.sync))
+	b.Cleanup(plain.Close)
 	path := filepath.Join(w.dir, "freshen.db")
 	cfg, err := configure(base, path)
 	if err != nil {
@@ -109,7 +107,7 @@ func newWorld(b *bench, users int, databases ...*url.URL) (*world, error) {
 		if database != nil {
 			args = append(args, "-postgres", database.String())
 		}
-		p, err := b.startFreshen(fmt.Sprintf("wake%d-%d-%d", users, len(databases), len(instances)), base.Host, path, args...)
+		p, err := b.startFreshen(fmt.Sprintf("wake%d-%d-%d", users, len(databases), len(instances)), w.hs, path, args...)
 		if err != nil {
 			return nil, err
 		}
@@ -118,7 +116,7 @@ func newWorld(b *bench, users int, databases ...*url.URL) (*world, error) {
 	w.url = "http://" + instances[0]
 	members := []id.UserID{w.bob}
 	for i := range users {
-		u := &user{number: i, name: "user" + strconv.Itoa(i), at: instances[i%len(instances)], hs: base.Host}
+		u := &user{number: i, name: "user" + strconv.Itoa(i), at: instances[i%len(instances)], plain: plain.Listener.Addr().String()}
 		rest.AddUser(token(u.name), userID(u.name), "DEVICE")
 		if err := u.connect(b); err != nil {
 			return nil, err
@@ -135,29 +133,26 @@ func (u *user) connect(b *bench) (err error) {
 		return err
 	}
 	b.Cleanup(func() { _ = u.through.conn.Close() })
-	if u.direct, err = dialWith(b.ctx, u.hs, smallAnswer); err != nil {
+	if u.direct, err = dialWith(b.ctx, u.plain, smallAnswer); err != nil {
 		return err
 	}
 	b.Cleanup(func() { _ = u.direct.conn.Close() })
 	return nil
 }
 
-// sync waits for news that never come, or answers at once if it is not to wait.
+// sync waits until all are answered at once.
 func (w *world) sync(rw http.ResponseWriter, r *http.Request) {
-	query := r.URL.Query()
-	if query.Get("timeout") != "0" {
-		w.mu.Lock()
-		release := w.release
-		w.mu.Unlock()
-		w.waiting <- struct{}{}
-		select {
-		case <-release:
-		case <-r.Context().Done():
-			return
-		}
+	w.mu.Lock()
+	release := w.release
+	w.mu.Unlock()
+	w.waiting <- struct{}{}
+	select {
+	case <-release:
+	case <-r.Context().Done():
+		return
 	}
-	since, _ := strconv.Atoi(query.Get("since"))
-	body := fmt.Appendf(nil, `{"device_one_time_keys_count":{"signed_curve25519":50},"next_batch":"%d"}`, since+1)
+	since, _ := strconv.Atoi(r.URL.Query().Get("since"))
+	body := syncAnswer(since)
 	rw.Header().Set("Content-Type", "application/json")
 	rw.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	_, _ = rw.Write(body)
@@ -303,12 +298,12 @@ func (w *world) allWait() error {
 	}
 }
 
-// write has everybody's poll wait at the homeserver itself, which answers them all at once, and returns how long after
+// write has everybody's poll wait at a server of net/http's, which answers them all at once, and returns how long after
 // that the last one's answer was there.
 func (w *world) write() (time.Duration, error) {
 	ends := make(chan end, len(w.users))
 	for _, u := range w.users {
-		go func() { ends <- u.poll(u.direct, u.hs) }()
+		go func() { ends <- u.poll(u.direct, u.plain) }()
 	}
 	if err := w.allWait(); err != nil {
 		return 0, err
@@ -335,16 +330,25 @@ func (w *world) write() (time.Duration, error) {
 // question has the homeserver asked for everybody's sync by so few of them at a time, without waiting, and returns how long the
 // last answer took.
 func (w *world) question() (time.Duration, error) {
+	by := make([]*client, overlay.MaxHurried)
+	for k := range by {
+		one, err := dialWith(w.ctx, w.hs, smallAnswer)
+		if err != nil {
+			return 0, err
+		}
+		defer func() { _ = one.conn.Close() }()
+		by[k] = one
+	}
 	defer undisturbed()()
 	began := time.Now()
 	var asking sync.WaitGroup
-	failed := make(chan error, overlay.MaxHurried)
-	for k := range overlay.MaxHurried {
+	failed := make(chan error, len(by))
+	for k := range by {
 		asking.Go(func() {
-			for i := k; i < len(w.users); i += overlay.MaxHurried {
+			for i := k; i < len(w.users); i += len(by) {
 				u := w.users[i]
-				r := request{u.hs, fmt.Sprintf("%s?timeout=0&since=%d", pathSync, u.since), token(u.name)}
-				if _, err := w.users[k].direct.get(r.bytes(), io.Discard); err != nil {
+				r := request{w.hs, fmt.Sprintf("%s?timeout=0&since=%d", pathSync, u.since), token(u.name)}
+				if _, err := by[k].get(r.bytes(), io.Discard); err != nil {
 					failed <- err
 					return
 				}
