@@ -23,7 +23,7 @@ const (
 
 // boundMemory keeps what is garbage small beside what polls that wait take, which lives for long: with ten thousand of
 // them Go would let as much garbage gather as they take themselves. And it is collected in a quarter of a second in which little happens
-// rather than while a thousand polls are answered at once. An administrator's GOGC stands.
+// rather than while hundreds of polls are answered at once. An administrator's GOGC stands.
 func (a *App) boundMemory(ctx context.Context) {
 	if os.Getenv("GOGC") != "" {
 		return
@@ -35,9 +35,8 @@ func (a *App) boundMemory(ctx context.Context) {
 	defer func() { debug.SetGCPercent(usual) }()
 	before := 0
 	for {
-		percent, many := usual, a.proxy.Polls() >= manyPolls
-		live := runtimeValue("/gc/heap/live:bytes")
-		if many {
+		percent, live := usual, runtimeValue("/gc/heap/live:bytes")
+		if a.proxy.Polls() >= manyPolls {
 			percent = min(usual, max(manyPercent, manyBytes*100/max(1, live)))
 		}
 		if 10*max(percent-set, set-percent) > set { // setting it stops everything for a moment
@@ -47,7 +46,7 @@ func (a *App) boundMemory(ctx context.Context) {
 		// What there was when it was last collected counts as live, so garbage includes polls that have come since.
 		garbage := runtimeValue("/memory/classes/heap/objects:bytes") - live
 		room := runtimeValue("/gc/heap/goal:bytes") - live
-		if little := garbage-before < room/8; many && little && garbage > room/2 {
+		if little := garbage-before < room/8; little && garbage > room/2 {
 			runtime.GC()
 			garbage = 0
 		}
