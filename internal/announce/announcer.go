@@ -251,6 +251,10 @@ func (a *Announcer) reconsider(devices []*device, answered question) {
 // if something was announced, the database is back.
 func (a *Announcer) consider(d *device, answered question) {
 	d.mu.Lock()
+	if answered.user != "" && d.loaded && !d.unsure {
+		d.mu.Unlock()
+		return // the answer tells it nothing
+	}
 	newest := d.newest()
 	if again := d.failed && newest != nil; again || !d.loaded || newest == nil {
 		d.failed = d.failed && !again
@@ -259,10 +263,6 @@ func (a *Announcer) consider(d *device, answered question) {
 			a.load(d)
 		}
 		return
-	}
-	if answered.user != "" && !d.unsure {
-		d.mu.Unlock()
-		return // the answer tells it nothing
 	}
 	entries, unknown, held := d.owed(a.stream, a.rooms.KnownSince)
 	wake := d.toWake(entries)
