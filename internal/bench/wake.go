@@ -60,6 +60,7 @@ func wakes(b *bench) error {
 	var later []time.Duration
 	var slower, beside []float64
 	var writing, least, waking, bursts []time.Duration
+	var spent time.Duration
 	for range wakesOfMany {
 		written, err := crowd.write()
 		if err != nil {
@@ -73,6 +74,7 @@ func wakes(b *bench) error {
 		if err != nil {
 			return err
 		}
+		spent += crowd.spent
 		later, bursts = append(later, each...), append(bursts, quantile(each, 0.99))
 		last := quantile(each, 1)
 		writing, waking, slower = append(writing, written), append(waking, last), append(slower, float64(last)/float64(written))
@@ -94,6 +96,7 @@ func wakes(b *bench) error {
 	}
 	b.out.add(row{name: fmt.Sprintf("- of each of %d times the p99: the least, median, worst", wakesOfMany), freshen: fmt.Sprintf("%s, %s, %s",
 		ms(quantile(bursts, 0)), ms(median(bursts)), ms(quantile(bursts, 1)))})
+	b.out.add(row{name: "- CPU each", freshen: fmt.Sprintf("%d µs", (spent / (many * wakesOfMany)).Microseconds())})
 	if err := wakesOfTwo(b); err != nil {
 		return err
 	}

@@ -47,6 +47,9 @@ type world struct {
 	url    string // of the first instance
 	hs     string // the homeserver's address
 	users  []*user
+	// instances are freshen's processes, and spent is what they have used of the CPU in the last wake.
+	instances []*process
+	spent     time.Duration
 
 	waiting chan struct{} // gets one for each poll that has come to wait
 
@@ -98,7 +101,6 @@ func newWorld(b *bench, users int, databases ...*url.URL) (*world, error) {
 	w.bob = bobAt(name)
 	w.remote = fedtest.NewHomeserver(name, serverName, w.key)
 	fedtest.ServeTLS(b, listener, w.ca.Issue("127.0.0.1"), http.HandlerFunc(w.federation))
-	var instances []string
 	if len(databases) == 0 {
 		databases = []*url.URL{nil} // the file
 	}
@@ -107,16 +109,16 @@ func newWorld(b *bench, users int, databases ...*url.URL) (*world, error) {
 		if database != nil {
 			args = append(args, "-postgres", database.String())
 		}
-		p, err := b.startFreshen(fmt.Sprintf("wake%d-%d-%d", users, len(databases), len(instances)), w.hs, path, args...)
+		p, err := b.startFreshen(fmt.Sprintf("wake%d-%d-%d", users, len(databases), len(w.instances)), w.hs, path, args...)
 		if err != nil {
 			return nil, err
 		}
-		instances = append(instances, p.addr)
+		w.instances = append(w.instances, p)
 	}
-	w.url = "http://" + instances[0]
+	w.url = "http://" + w.instances[0].addr
 	members := []id.UserID{w.bob}
 	for i := range users {
-		u := &user{number: i, name: "user" + strconv.Itoa(i), at: instances[i%len(instances)], plain: plain.Listener.Addr().String()}
+		u := &user{number: i, name: "user" + strconv.Itoa(i), at: w.instances[i%len(w.instances)].addr, plain: plain.Listener.Addr().String()}
 		rest.AddUser(token(u.name), userID(u.name), "DEVICE")
 		if err := u.connect(b); err != nil {
 			return nil, err
@@ -253,6 +255,10 @@ func (w *world) wake() ([]time.Duration, error) {
 		return nil, err
 	}
 	defer undisturbed()()
+	before, err := w.used()
+	if err != nil {
+		return nil, err
+	}
 	if err := w.refresh(); err != nil {
 		return nil, err
 	}
@@ -260,6 +266,11 @@ func (w *world) wake() ([]time.Duration, error) {
 	for i := range all {
 		all[i] = <-ends
 	}
+	after, err := w.used()
+	if err != nil {
+		return nil, err
+	}
+	w.spent = after - before
 	each := make([]time.Duration, len(all))
 	for _, e := range all {
 		if err := w.check(e); err != nil {
@@ -268,6 +279,18 @@ func (w *world) wake() ([]time.Duration, error) {
 		each[e.user.number] = e.at.Sub(w.lastByte())
 	}
 	return each, nil
+}
+
+// used is what freshen's processes have used of the CPU so far.
+func (w *world) used() (all time.Duration, err error) {
+	for _, p := range w.instances {
+		one, err := p.cpuTime()
+		if err != nil {
+			return 0, err
+		}
+		all += one
+	}
+	return all, nil
 }
 
 // undisturbed keeps the garbage of the users and the homeserver from being collected on the cores that freshen needs, until the
