@@ -13,7 +13,7 @@ const (
 	// manyPolls is from how many polls that wait on the heap is mostly theirs.
 	manyPolls = 1000
 	// manyPercent is by how much the heap may grow then before it is collected; otherwise by as much as before.
-	manyPercent = 15
+	manyPercent = 12
 	// manyBytes is what it may grow by in any case, so that it is not collected again and again while a thousand polls are
 	// answered at once.
 	manyBytes = 20 << 20

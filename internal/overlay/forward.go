@@ -105,23 +105,19 @@ func (p *Proxy) ask(w http.ResponseWriter, r *http.Request, x exchange) (*http.R
 	if poll.sliding != nil {
 		out.Body = poll.sliding.body
 	}
-	if poll.waits {
-		out.Wait = waiting{poll}
+	if !poll.waits {
+		return p.wire.RoundTrip(r.Context(), &out)
 	}
-	abandoned := false
+	out.Wait = waiting{poll}
 	out.Again = func() {
-		abandoned = true
 		path, query, queried := strings.Cut(r.RequestURI, "?")
 		query, out.Body = poll.withoutWaiting(query)
 		if queried {
 			out.Target = p.prefix + path + "?" + query
 		}
 	}
-	resp, err := p.wire.RoundTrip(r.Context(), &out)
-	if abandoned {
-		p.hurried.done(poll)
-	}
-	return resp, err
+	defer p.hurried.done(poll)
+	return p.wire.RoundTrip(r.Context(), &out)
 }
 
 // waiting lets a poll be abandoned.
