@@ -353,14 +353,18 @@ func (w *world) write() (time.Duration, error) {
 // question has the homeserver asked for everybody's sync by so few of them at a time, without waiting, and returns how long the
 // last answer took.
 func (w *world) question() (time.Duration, error) {
-	by := make([]*client, overlay.MaxHurried)
-	for k := range by {
+	var by []*client
+	defer func() {
+		for _, one := range by {
+			_ = one.conn.Close()
+		}
+	}()
+	for range overlay.MaxHurried {
 		one, err := dialWith(w.ctx, w.hs, smallAnswer)
 		if err != nil {
 			return 0, err
 		}
-		defer func() { _ = one.conn.Close() }()
-		by[k] = one
+		by = append(by, one)
 	}
 	defer undisturbed()()
 	began := time.Now()
