@@ -265,6 +265,7 @@ func (a *Announcer) consider(d *device, answered question) {
 		return
 	}
 	entries, unknown, held := d.owed(a.stream, a.rooms.KnownSince)
+	d.unsure = len(unknown) > 0
 	wake := d.toWake(entries)
 	if len(held) > 0 {
 		a.askOthers(d)

@@ -34,7 +34,7 @@ type device struct {
 	mu     sync.Mutex
 	loaded bool
 	failed bool // loading has failed; the next poll or announcement has it tried again
-	unsure bool // of an announcement, when it was last worked out what is owed, whether it concerns the user
+	unsure bool // of an announcement whether it concerns the user, when its polls last looked at what it is owed or since
 	// floor: everything up to this position is acknowledged or does not concern the user.
 	floor int64
 	// above: what is acknowledged of single targets beyond the floor.
@@ -145,7 +145,7 @@ func (d *device) owed(s *stream, ask known) (entries []Entry, unknown []store.An
 	if len(held) == 0 {
 		d.heldSince = time.Time{}
 	}
-	d.unsure = len(unknown) > 0
+	d.unsure = d.unsure || len(unknown) > 0
 	// Who hears of a later change of the same target need not be asked about.
 	unknown = slices.DeleteFunc(unknown, func(a store.Announcement) bool {
 		i, ok := byTarget[a.Target]

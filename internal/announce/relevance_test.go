@@ -189,6 +189,38 @@ func TestExploreWakesTheOthersInTheRoom(t *testing.T) {
 	}
 }
 
+// A device that asks something else in the moment in which the answer is there has its waiting poll woken all the same: it would
+// hear of the change half a minute later.
+func TestTheAnswerWakesWhoeverHasLookedMeanwhile(t *testing.T) {
+	for name, look := range map[string]func(w *world, d *device){
+		"with /keys/changes": func(w *world, d *device) { w.announcer.OwedSince(d.who, "s0") },
+		"with /keys/query":   func(w *world, d *device) { w.announcer.Acked(d.who, []id.UserID{dave}, w.announcer.Head()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, hstest.MutualStable)
+			together(w)
+			w.hs.RemoveUser(string(carol))
+			d := w.device(carol, "PHONE")
+			p := d.begin("s0")
+			w.announce(bob, alice)
+			w.hs.AddUser(string(carol), carol, "PHONE")
+			if shares, err := w.announcer.Shares(t.Context(), carol, credentials(carol), bob); !shares || err != nil {
+				t.Fatalf("carol shares a room with bob: %v (%v)", shares, err)
+			}
+			look(w, d)
+			if p.woken.Load() != 0 {
+				t.Fatal("woken before anything was answered")
+			}
+			w.announcer.Explore(alice, credentials(alice), bob)
+			w.announcer.Settle()
+			if p.woken.Load() != 1 {
+				t.Error("the answer did not wake the poll that waits")
+			}
+			w.expect(p.answer("s1"), string(bob), "the poll that waited")
+		})
+	}
+}
+
 // Whether somebody still shares a room with a target is asked with the request that they have in flight, and nobody is
 // spoken for who has none.
 func TestSharing(t *testing.T) {
