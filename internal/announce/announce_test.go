@@ -342,6 +342,33 @@ func TestTheDatabaseAway(t *testing.T) {
 	w.expect(d.sync(), string(bob), "after the restart")
 }
 
+// Who comes while the database is away for a moment is woken soon after it is back, though nothing else happens: what was
+// announced before the read failed would come with their next poll only, half a minute later.
+func TestWhoCouldNotBeReadIsReadAgain(t *testing.T) {
+	w := newWorld(t, hstest.MutualStable)
+	together(w)
+	w.announce(bob)
+	w.announcer.FailReads(3)
+	polls := []*poll{w.device(alice, "PHONE").begin("s0"), w.device(carol, "PHONE").begin("s0")}
+	w.announcer.Flush(t.Context())
+	w.announcer.Settle() // the third, of one of them: the other is not tried while that fails
+	for _, p := range polls {
+		if p.woken.Load() != 0 {
+			t.Fatal("woken without the database")
+		}
+	}
+	for range 2 { // one, and then all
+		w.announcer.Flush(t.Context())
+		w.announcer.Settle()
+	}
+	for _, p := range polls {
+		if p.woken.Load() != 1 {
+			t.Error("not woken though the database is back")
+		}
+		w.expect(p.answer("s1"), string(bob), "once the database is back")
+	}
+}
+
 // Devices that stop syncing leave memory, not the database; one that polls stays.
 func TestIdleDevicesLeaveMemory(t *testing.T) {
 	w := newWorld(t, hstest.MutualStable)

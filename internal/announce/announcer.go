@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"maunium.net/go/mautrix/id"
@@ -55,6 +56,8 @@ type Announcer struct {
 	// inquiries are the devices of which it is to be found out what their tokens prove.
 	inquiries chan *device
 	failing   bool // saving failed last; flush's own
+	// unreadable: the last device that was to be read from the database could not be.
+	unreadable atomic.Bool
 	// underway counts the questions and loads that wait or run.
 	underway sync.WaitGroup
 

@@ -33,7 +33,7 @@ type device struct {
 
 	mu     sync.Mutex
 	loaded bool
-	failed bool // loading has failed; the next poll or announcement has it tried again
+	failed bool // loading has failed; the next poll, announcement or flush has it tried again
 	unsure bool // of an announcement whether it concerns the user, when its polls last looked at what it is owed or since
 	// floor: everything up to this position is acknowledged or does not concern the user.
 	floor int64

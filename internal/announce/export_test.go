@@ -2,9 +2,11 @@ package announce
 
 import (
 	"context"
+	"errors"
 	"sync"
 
 	"freshen"
+	"freshen/internal/store"
 )
 
 // Work is Run without the loop that saves, so that a test decides when that happens.
@@ -66,4 +68,20 @@ func (a *Announcer) Share(with interface {
 	positions
 }) {
 	a.others, a.positions = with, with
+}
+
+// FailReads has the next reads of devices' acknowledgements fail. It must be called before there are any.
+func (a *Announcer) FailReads(times int) { a.positions = &failing{a.positions, times} }
+
+type failing struct {
+	positions
+	times int
+}
+
+func (f *failing) DevicePositions(ctx context.Context, devices []freshen.Requester) ([]store.DevicePosition, error) {
+	if f.times > 0 {
+		f.times--
+		return nil, errors.New("the connection is gone")
+	}
+	return f.positions.DevicePositions(ctx, devices)
 }

@@ -112,6 +112,7 @@ func (a *Announcer) loadLoop(ctx context.Context) {
 
 func (a *Announcer) loadOne(ctx context.Context, d *device) error {
 	positions, err := a.positions.DevicePositions(ctx, []freshen.Requester{d.who})
+	a.unreadable.Store(err != nil)
 	d.mu.Lock()
 	if err != nil {
 		d.failed = true
@@ -154,10 +155,11 @@ func (a *Announcer) flushLast(ctx context.Context) {
 	a.flush(ctx)
 }
 
-// flush saves what devices have acknowledged, and then forgets those that do not sync any more.
+// flush saves what devices have acknowledged, and then forgets those that do not sync any more. Those that could not be read
+// are read again if they have a poll that waits: one, until that succeeds.
 func (a *Announcer) flush(ctx context.Context) {
 	now := a.now()
-	var changed []*device
+	var changed, unread []*device
 	for _, d := range a.all() {
 		d.mu.Lock()
 		seen := d.usedAt
@@ -167,7 +169,14 @@ func (a *Announcer) flush(ctx context.Context) {
 		if d.loaded && (d.dirty || seen.Sub(d.savedAt) > seenEvery) {
 			changed = append(changed, d)
 		}
+		if d.failed && len(d.polls) > 0 && (len(unread) == 0 || !a.unreadable.Load()) {
+			d.failed = false
+			unread = append(unread, d)
+		}
 		d.mu.Unlock()
+	}
+	for _, d := range unread {
+		a.load(d)
 	}
 	var failed error
 	// In parts, so that a promise to a client that waits for the same database does not wait for all devices.
