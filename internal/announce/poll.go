@@ -101,14 +101,13 @@ func (p *Poll) Delivered(entries []Entry, nextBatch string) {
 		p.d.hurried[e.Target] = max(p.d.hurried[e.Target], e.Position)
 		upto = min(upto, e.Position-1)
 	}
-	switch nextBatch {
-	case "":
+	if nextBatch == "" {
 		p.d.answers.gave(upto, nil, p.d.moment())
-	case p.since:
-		p.d.carried(entries, p.since, nextBatch, p.asked)
-		p.d.owed(p.a.stream, p.a.rooms.KnownSince) // since this may have acknowledged them
-	default:
-		p.d.carried(entries, p.since, nextBatch, p.asked)
+		return
+	}
+	p.d.carried(entries, p.since, nextBatch, p.asked)
+	if nextBatch == p.since { // then this may have acknowledged them
+		p.d.owed(p.a.stream, p.a.rooms.KnownSince)
 	}
 }
 

@@ -93,7 +93,6 @@ func (a *Announcer) ask(ctx context.Context, q question) (concerned []id.UserID,
 }
 
 func (a *Announcer) loadLoop(ctx context.Context) {
-	failing := false
 	for {
 		var d *device
 		select {
@@ -102,17 +101,16 @@ func (a *Announcer) loadLoop(ctx context.Context) {
 			return
 		}
 		err := a.loadOne(ctx, d)
-		if err != nil && !failing && ctx.Err() == nil {
+		before := a.unreadable.Swap(err != nil)
+		if err != nil && !before && ctx.Err() == nil {
 			a.log.Error("cannot read what a device has acknowledged; announcements to it wait until the database is back", "user", d.who.UserID, "err", err)
 		}
-		failing = err != nil
 		a.underway.Done()
 	}
 }
 
 func (a *Announcer) loadOne(ctx context.Context, d *device) error {
 	positions, err := a.positions.DevicePositions(ctx, []freshen.Requester{d.who})
-	a.unreadable.Store(err != nil)
 	d.mu.Lock()
 	if err != nil {
 		d.failed = true
